@@ -1,0 +1,212 @@
+//! What all users of an open pool share: the devices below, the maps in memory, the state.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use block_io::{BlockDevice, LeaseSet};
+use block_types::{Error, ErrorKind, Result};
+use parking_lot::{Condvar, Mutex, RwLock};
+use persistent_data::BlockStore;
+
+use crate::allocator::{Allocator, DataSpace, out_of_data_space};
+use crate::commit::Progress;
+use crate::pending::Pending;
+use crate::trees::Trees;
+use crate::volume::Core;
+use crate::{BlockSize, DataBlock, DeviceId, GuestBlock, Mapping};
+
+/// An open pool, as its volumes and its commits see it.
+///
+/// Locks are taken in this order: a volume's `slow`, a block of it, `trees`, `pending`,
+/// `allocator`.
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) block_size: BlockSize,
+    pub(crate) data: Arc<dyn BlockDevice>,
+    pub(crate) leases: LeaseSet,
+    pub(crate) pending: Mutex<Pending>,
+    pub(crate) allocator: Mutex<Allocator>,
+    pub(crate) trees: Mutex<Trees>,
+    /// Committed metadata blocks, for reading mapping trees beside a commit.
+    pub(crate) store: Arc<BlockStore>,
+    /// Held for reading while a mapping tree is read for a page; for writing while a commit ends,
+    /// after which the next one may reuse what the old trees occupied.
+    pub(crate) reading: RwLock<()>,
+    /// Volumes that somebody has open.
+    pub(crate) open: Mutex<HashMap<DeviceId, Weak<Core>>>,
+    pub(crate) progress: Mutex<Progress>,
+    pub(crate) progressed: Condvar,
+    /// Whether data and metadata are flushed side by side; off where runs must repeat exactly.
+    pub(crate) parallel: bool,
+    /// Whether discarded blocks are given back to the data device.
+    pub(crate) passdown: bool,
+    writable: AtomicBool,
+    /// Why the pool is not writable.
+    reason: Mutex<Option<(ErrorKind, String)>>,
+}
+
+/// What a pool is made of when it opens.
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) data: Arc<dyn BlockDevice>,
+    pub(crate) trees: Trees,
+    pub(crate) pending: Pending,
+    pub(crate) allocator: Allocator,
+    pub(crate) block_size: BlockSize,
+    pub(crate) parallel: bool,
+    pub(crate) passdown: bool,
+    /// Why it takes no writes from the start.
+    pub(crate) read_only: Option<(ErrorKind, String)>,
+}
+
+/// A data block that was taken for a write, with its share of the metadata. Publishing consumes it;
+/// dropping it gives block and share back.
+pub(crate) struct Prepared<'p> {
+    shared: &'p Shared,
+    block: DataBlock,
+    published: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let committed = parts.pending.generation - 1;
+        let reason = parts.read_only;
+        Self {
+            name: parts.name,
+            block_size: parts.block_size,
+            data: parts.data,
+            leases: LeaseSet::new(),
+            pending: Mutex::new(parts.pending),
+            allocator: Mutex::new(parts.allocator),
+            store: Arc::clone(parts.trees.store()),
+            trees: Mutex::new(parts.trees),
+            reading: RwLock::new(()),
+            open: Mutex::new(HashMap::new()),
+            progress: Mutex::new(Progress::new(committed)),
+            progressed: Condvar::new(),
+            parallel: parts.parallel,
+            passdown: parts.passdown,
+            writable: AtomicBool::new(reason.is_none()),
+            reason: Mutex::new(reason),
+        }
+    }
+
+    /// Whether writes are taken.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::SeqCst)
+    }
+
+    /// Why writes are not taken, if they are not.
+    pub(crate) fn reason(&self) -> Option<(ErrorKind, String)> {
+        self.reason.lock().clone()
+    }
+
+    /// Checks that writes are taken.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.is_writable() {
+            return Ok(());
+        }
+        let (kind, reason) = self.reason().unwrap_or((ErrorKind::Stopped, "it is closed".into()));
+        Err(Error::new(kind, &*self.name, format!("the pool takes no writes: {reason}")))
+    }
+
+    /// FAIL-STOP: takes no more writes, since `error` leaves open what is durable. The first reason
+    /// stays.
+    pub(crate) fn stop(&self, error: &Error) {
+        self.stop_as(
+            ErrorKind::Stopped,
+            format!("{error}; what the last commit made durable is kept"),
+        );
+        tracing::error!(pool = self.name, "stopped: {error}");
+    }
+
+    /// The pool is closed: its volumes answer no more.
+    pub(crate) fn close(&self) {
+        self.stop_as(ErrorKind::Stopped, "it is closed".into());
+    }
+
+    fn stop_as(&self, kind: ErrorKind, reason: String) {
+        self.reason.lock().get_or_insert((kind, reason));
+        self.writable.store(false, Ordering::SeqCst);
+    }
+
+    /// Takes a data block for `device`, and the metadata that mapping it may need.
+    ///
+    /// # Errors
+    /// `OutOfSpace` where one of them is used up and cannot grow; nothing has happened then.
+    pub(crate) fn prepare(&self, device: DeviceId) -> Result<Prepared<'_>> {
+        self.reserve_mapping()?;
+        match self.take_block(device) {
+            Ok(block) => Ok(Prepared { shared: self, block, published: false }),
+            Err(error) => {
+                self.pending.lock().budget.give_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the metadata that one change of a mapping may need. Where it is used up a commit
+    /// settles what the accepted changes really need, and grows the metadata if it can.
+    pub(crate) fn reserve_mapping(&self) -> Result<()> {
+        for _ in 0..2 {
+            self.check_writable()?;
+            let mut pending = self.pending.lock();
+            if pending.budget.take(1) {
+                return Ok(());
+            }
+            let generation = pending.generation;
+            drop(pending);
+            self.commit_to(generation)?;
+        }
+        Err(metadata_full(&self.name))
+    }
+
+    fn take_block(&self, device: DeviceId) -> Result<DataBlock> {
+        let space = DataSpace { device: &*self.data, block_size: self.block_size };
+        if let Some(block) = self.allocator.lock().take(device, &space)? {
+            return Ok(block);
+        }
+        // Blocks that were freed since the last commit come back with it.
+        let generation = self.pending.lock().generation;
+        self.commit_to(generation)?;
+        self.wait_for_reclaim();
+        let block = self.allocator.lock().take(device, &space)?;
+        block.ok_or_else(|| out_of_data_space(&self.name))
+    }
+}
+
+impl Prepared<'_> {
+    /// The block to write.
+    pub(crate) fn block(&self) -> DataBlock {
+        self.block
+    }
+
+    /// Maps `at` of `core` to the block, whose data is written. `was` says if it was mapped before.
+    pub(crate) fn publish(mut self, core: &Core, at: GuestBlock, was: bool) -> Mapping {
+        self.published = true;
+        let mut pending = self.shared.pending.lock();
+        let mapping = pending.map(core.id, at, self.block, was);
+        core.table.set(at, Some(mapping));
+        core.dirty.store(pending.generation, Ordering::SeqCst);
+        if pending.budget.is_strained() {
+            self.shared.progressed.notify_all();
+        }
+        mapping
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if !self.published {
+            self.shared.pending.lock().budget.give_back();
+            self.shared.allocator.lock().give_back(self.block);
+        }
+    }
+}
+
+/// The answer to a change whose commit might not find room in the metadata.
+pub(crate) fn metadata_full(pool: &str) -> Error {
+    Error::new(ErrorKind::OutOfSpace, pool, "the pool's metadata is full and cannot grow")
+        .advise("free space on its file system, or delete snapshots")
+}

@@ -1,0 +1,450 @@
+//! The metadata as it lies on disk: its trees, its space maps, and how a batch of changes gets
+//! there.
+//!
+//! Only a commit is in here, one at a time. Nothing that the last durable superblock names is ever
+//! overwritten: changed nodes go to blocks that were free then, side by side, and the superblock
+//! follows when they are durable.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use block_io::BlockDevice;
+use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
+use persistent_data::btree::{NoRefs, Record, apply, empty, release, touch, walk};
+use persistent_data::{BLOCK_SIZE, BlockStore, DiskSpaceMap, MetaBlock, Transaction};
+
+use crate::admission::TreeShape;
+use crate::layout::DetailsLayout;
+use crate::pending::{Batch, Op};
+use crate::refs::{DataRefs, RootRefs};
+use crate::superblock::{Roots, Superblock};
+use crate::{DataBlock, DeviceId, DeviceState, GuestBlock, Mapping, Time};
+
+/// Clean metadata blocks that are kept in memory: 16 MiB.
+const CACHE_BLOCKS: usize = 4096;
+/// Data blocks that one bitmap of a space map counts.
+const BITMAP_ENTRIES: u64 = 16_320;
+
+/// Metadata blocks that the format can count: 255 bitmaps, 15.875 GiB.
+pub(crate) const MAX_METADATA_BLOCKS: u64 = 255 * BITMAP_ENTRIES;
+
+/// More mappings than this do not fit any metadata.
+const MOST_MAPPED: u64 = MAX_METADATA_BLOCKS * 252;
+
+/// The metadata of one pool.
+pub(crate) struct Trees {
+    metadata: Arc<dyn BlockDevice>,
+    store: Arc<BlockStore>,
+    txn: Transaction,
+    data_map: DiskSpaceMap,
+    superblock: Superblock,
+    mappings: MetaBlock,
+    details: MetaBlock,
+    time: Time,
+    transaction: u64,
+    devices: BTreeMap<DeviceId, Device>,
+}
+
+/// A device in the trees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Device {
+    pub(crate) state: DeviceState,
+    pub(crate) root: MetaBlock,
+}
+
+impl Trees {
+    /// Writes the metadata of a new, empty pool: the superblock last.
+    pub(crate) fn format(
+        metadata: &Arc<dyn BlockDevice>,
+        mut superblock: Superblock,
+        data_blocks: u64,
+    ) -> Result<()> {
+        let store = Arc::new(BlockStore::new(Arc::clone(metadata), CACHE_BLOCKS));
+        let mut txn = Transaction::format(store, blocks_of(&**metadata))?;
+        let mut data_map = DiskSpaceMap::format(&mut txn, data_blocks)?;
+        let mappings = empty::<u64>(&mut txn)?;
+        let details = empty::<Details>(&mut txn)?;
+        let data_root = data_map.commit(&mut txn)?;
+        let metadata_root = txn.seal()?;
+        txn.write()?;
+        metadata.flush()?;
+        let roots = Roots {
+            time: Time::default(),
+            transaction: 0,
+            mappings,
+            details,
+            data_map: data_root,
+            metadata_map: metadata_root,
+        };
+        superblock.write(&**metadata, &roots)?;
+        metadata.flush()
+    }
+
+    /// Opens the metadata that `superblock` names.
+    pub(crate) fn open(metadata: Arc<dyn BlockDevice>, superblock: Superblock) -> Result<Self> {
+        let name = metadata.name().to_owned();
+        Self::read(metadata, superblock).map_err(|error| error.within(&name))
+    }
+
+    fn read(metadata: Arc<dyn BlockDevice>, superblock: Superblock) -> Result<Self> {
+        let store = Arc::new(BlockStore::new(Arc::clone(&metadata), CACHE_BLOCKS));
+        let roots = superblock.roots();
+        let txn = Transaction::open(Arc::clone(&store), &roots.metadata_map)?;
+        let data_map = DiskSpaceMap::open(&*store, &roots.data_map)?;
+        let devices = read_devices(&store, &roots)?;
+        Ok(Self {
+            metadata,
+            store,
+            txn,
+            data_map,
+            superblock,
+            mappings: roots.mappings,
+            details: roots.details,
+            time: roots.time,
+            transaction: roots.transaction,
+            devices,
+        })
+    }
+
+    /// Applies `batch` and makes everything it needs durable but the superblock. Data blocks that
+    /// nothing refers to any more are added to `freed`.
+    pub(crate) fn prepare(
+        &mut self,
+        batch: &Batch,
+        comfortable: u64,
+        freed: &mut Vec<DataBlock>,
+    ) -> Result<Roots> {
+        if self.txn.free_blocks() < comfortable {
+            self.grow_metadata(comfortable);
+        }
+        self.apply(batch, freed)?;
+        let data_map = self.data_map.commit(&mut self.txn)?;
+        let metadata_map = self.txn.seal()?;
+        self.txn.write()?;
+        self.metadata.flush()?;
+        Ok(Roots {
+            time: self.time,
+            transaction: self.transaction,
+            mappings: self.mappings,
+            details: self.details,
+            data_map,
+            metadata_map,
+        })
+    }
+
+    /// Writes the superblock that names what [`Trees::prepare`] made durable, and makes it durable:
+    /// the moment of the commit.
+    pub(crate) fn publish(&mut self, roots: &Roots) -> Result<()> {
+        self.superblock.write(&*self.metadata, roots)?;
+        self.metadata.flush()
+    }
+
+    /// Ends the transaction: what it freed may be used again.
+    pub(crate) fn finish(&mut self) {
+        self.txn.finish();
+    }
+
+    /// The devices as the trees have them.
+    pub(crate) fn devices(&self) -> &BTreeMap<DeviceId, Device> {
+        &self.devices
+    }
+
+    /// The blocks of the metadata, for reading.
+    pub(crate) fn store(&self) -> &Arc<BlockStore> {
+        &self.store
+    }
+
+    /// The data space map.
+    pub(crate) fn data_map(&self) -> &DiskSpaceMap {
+        &self.data_map
+    }
+
+    /// The superblock of the last commit.
+    pub(crate) fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Metadata blocks that are free, and all there are.
+    pub(crate) fn metadata_blocks(&self) -> (u64, u64) {
+        (self.txn.free_blocks(), self.txn.nr_blocks())
+    }
+
+    /// How large the trees are now.
+    pub(crate) fn shape(&self) -> TreeShape {
+        TreeShape {
+            mapped: self.mapped(),
+            devices: self.devices.len() as u64,
+            is_shared: self.devices.len() > 1 || self.superblock.held_root().is_some(),
+            data_bitmaps: self.data_map.nr_blocks().div_ceil(BITMAP_ENTRIES),
+            data_allocated: self.data_map.allocated(),
+            data_overflow: self.data_map.counts().overflowing(),
+            metadata_bitmaps: self.txn.nr_blocks().div_ceil(BITMAP_ENTRIES),
+            metadata_overflow: self.txn.counts().overflowing(),
+        }
+    }
+
+    /// Mapped blocks of all devices, by what their details say; broken details may say anything.
+    fn mapped(&self) -> u64 {
+        let mapped = self.devices.values().map(|device| device.state.mapped.min(MOST_MAPPED));
+        mapped.fold(0, u64::saturating_add).min(MOST_MAPPED)
+    }
+
+    /// Grows the metadata where the device can; where it cannot, admission does its work.
+    fn grow_metadata(&mut self, comfortable: u64) {
+        let now = self.txn.nr_blocks();
+        let wanted = (now + now / 4).max(now + 2 * comfortable).min(MAX_METADATA_BLOCKS);
+        if wanted == now {
+            return;
+        }
+        let grown = grow_device(&*self.metadata, wanted).and_then(|()| self.txn.extend(wanted));
+        if let Err(error) = grown
+            && error.kind() != ErrorKind::Unsupported
+        {
+            tracing::warn!("the metadata cannot grow: {error}");
+        }
+    }
+
+    /// Applies the changes in order; those of mappings between two changes of devices together.
+    fn apply(&mut self, batch: &Batch, freed: &mut Vec<DataBlock>) -> Result<()> {
+        self.own_roots(batch)?;
+        let mut mappings = Vec::new();
+        let mut touched = BTreeMap::new();
+        for op in &batch.ops {
+            if let Op::Map { device, at, to } = *op {
+                mappings.push((device, at, to));
+                continue;
+            }
+            self.apply_mappings(&mut mappings, &mut touched, freed)?;
+            self.apply_device(*op, &mut touched, freed)?;
+        }
+        self.apply_mappings(&mut mappings, &mut touched, freed)?;
+        self.apply_touched(&touched)
+    }
+
+    /// Where a metadata snapshot shares the tree of roots, each root that the batch may change is
+    /// counted for it first: else its tree would look like ours alone.
+    fn own_roots(&mut self, batch: &Batch) -> Result<()> {
+        if self.superblock.held_root().is_none() {
+            return Ok(());
+        }
+        let mut keys: Vec<u64> =
+            batch.ops.iter().flat_map(Op::devices).map(DeviceId::key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        self.mappings = touch::<u64, _>(&mut self.txn, self.mappings, &keys, &mut RootRefs)?;
+        Ok(())
+    }
+
+    fn apply_device(
+        &mut self,
+        op: Op,
+        touched: &mut Touched,
+        freed: &mut Vec<DataBlock>,
+    ) -> Result<()> {
+        match op {
+            Op::Map { .. } => {}
+            Op::Create { id } => {
+                let root = empty::<u64>(&mut self.txn)?;
+                let state = self.newborn(0);
+                self.put(id, Some(Device { state, root }), touched);
+            }
+            Op::Snapshot { id, origin, time } => {
+                self.time = time;
+                let source = self.share(origin, time, touched)?;
+                let state = self.newborn(source.state.mapped);
+                self.put(id, Some(Device { state, ..source }), touched);
+            }
+            Op::Rollback { id, source, time } => {
+                self.time = time;
+                let source = self.share(source, time, touched)?;
+                let old = self.device(id)?;
+                self.release_root(old.root, freed)?;
+                let state =
+                    DeviceState { mapped: source.state.mapped, snapshotted: time, ..old.state };
+                self.put(id, Some(Device { state, ..source }), touched);
+            }
+            Op::Delete { id } => {
+                let old = self.device(id)?;
+                self.release_root(old.root, freed)?;
+                self.put(id, None, touched);
+            }
+            Op::SetTransaction { new } => self.transaction = new,
+            Op::GrowData { blocks } => self.data_map.extend(blocks),
+        }
+        Ok(())
+    }
+
+    /// Adds a reference to the tree of `id` and returns the device, whose blocks count as shared.
+    fn share(&mut self, id: DeviceId, time: Time, touched: &mut Touched) -> Result<Device> {
+        let mut device = self.device(id)?;
+        self.txn.inc(device.root);
+        device.state.snapshotted = time;
+        self.put(id, Some(device), touched);
+        Ok(device)
+    }
+
+    fn release_root(&mut self, root: MetaBlock, freed: &mut Vec<DataBlock>) -> Result<()> {
+        let mut refs = DataRefs { map: &mut self.data_map, freed };
+        release::<u64, _>(&mut self.txn, root, &mut refs)
+    }
+
+    fn newborn(&self, mapped: u64) -> DeviceState {
+        DeviceState {
+            mapped,
+            transaction: self.transaction,
+            created: self.time,
+            snapshotted: self.time,
+        }
+    }
+
+    fn device(&self, id: DeviceId) -> Result<Device> {
+        self.devices.get(&id).copied().ok_or_else(|| {
+            let problem = format!("device {id} is not in the trees though it was accepted");
+            Error::new(ErrorKind::Corrupt, self.metadata.name(), problem)
+        })
+    }
+
+    fn put(&mut self, id: DeviceId, device: Option<Device>, touched: &mut Touched) {
+        touched.insert(id, device);
+        match device {
+            Some(device) => self.devices.insert(id, device),
+            None => self.devices.remove(&id),
+        };
+    }
+
+    /// Applies changes of mappings, the last of each block, device by device in order.
+    fn apply_mappings(
+        &mut self,
+        mappings: &mut Vec<(DeviceId, GuestBlock, Option<Mapping>)>,
+        touched: &mut Touched,
+        freed: &mut Vec<DataBlock>,
+    ) -> Result<()> {
+        mappings.sort_by_key(|&(device, at, _)| (device, at));
+        for changes in mappings.chunk_by(|one, other| one.0 == other.0) {
+            let id = changes[0].0;
+            let mut device = self.device(id)?;
+            let changes = last_of_each(changes, freed);
+            let mut refs = DataRefs { map: &mut self.data_map, freed };
+            let applied = apply(&mut self.txn, device.root, &changes, &mut refs)?;
+            device.root = applied.root;
+            let mapped = device.state.mapped.saturating_add(applied.inserted);
+            device.state.mapped = mapped.saturating_sub(applied.removed);
+            self.put(id, Some(device), touched);
+        }
+        mappings.clear();
+        Ok(())
+    }
+
+    /// Enters the devices that changed into the tree of roots and the tree of details.
+    fn apply_touched(&mut self, touched: &Touched) -> Result<()> {
+        let roots: Vec<_> = touched
+            .iter()
+            .map(|(id, device)| (id.key(), device.map(|device| device.root.get())))
+            .collect();
+        self.mappings = apply(&mut self.txn, self.mappings, &roots, &mut RootRefs)?.root;
+        let details: Vec<_> = touched
+            .iter()
+            .map(|(id, device)| (id.key(), device.map(|device| Details::of(&device.state))))
+            .collect();
+        self.details = apply(&mut self.txn, self.details, &details, &mut NoRefs)?.root;
+        Ok(())
+    }
+}
+
+/// Devices that a batch made, changed or (`None`) deleted.
+type Touched = BTreeMap<DeviceId, Option<Device>>;
+
+/// The details of a device as a tree's value.
+type Details = DetailsLayout;
+
+impl Record for Details {}
+
+impl Details {
+    fn of(state: &DeviceState) -> Self {
+        Self {
+            mapped: state.mapped.into(),
+            transaction: state.transaction.into(),
+            created: state.created.get().into(),
+            snapshotted: state.snapshotted.get().into(),
+        }
+    }
+
+    fn state(self) -> DeviceState {
+        DeviceState {
+            mapped: self.mapped.get(),
+            transaction: self.transaction.get(),
+            created: Time::new(self.created.get()),
+            snapshotted: Time::new(self.snapshotted.get()),
+        }
+    }
+}
+
+/// Sorted changes of one device with only the last of each block. A block that was mapped and
+/// superseded before any tree saw it is free.
+fn last_of_each(
+    changes: &[(DeviceId, GuestBlock, Option<Mapping>)],
+    freed: &mut Vec<DataBlock>,
+) -> Vec<(u64, Option<u64>)> {
+    let mut last: Vec<(u64, Option<u64>)> = Vec::with_capacity(changes.len());
+    for &(_, at, to) in changes {
+        let to = to.map(Mapping::pack);
+        match last.last_mut() {
+            Some((key, value)) if *key == at.get() => {
+                freed.extend(value.map(|value| Mapping::unpack(value).block));
+                *value = to;
+            }
+            _ => last.push((at.get(), to)),
+        }
+    }
+    last
+}
+
+/// Reads all devices: those of one tree must be those of the other.
+fn read_devices(store: &BlockStore, roots: &Roots) -> Result<BTreeMap<DeviceId, Device>> {
+    let mut found = BTreeMap::new();
+    walk(store, roots.mappings, 0, &mut |key, root: u64| {
+        found.insert(key, MetaBlock::new(root));
+        ControlFlow::Continue(())
+    })?;
+    let mut devices = BTreeMap::new();
+    let mut stray = None;
+    walk(store, roots.details, 0, &mut |key, details: Details| {
+        let id = u32::try_from(key).ok().and_then(|id| DeviceId::new(id).ok());
+        match (id, found.remove(&key)) {
+            (Some(id), Some(root)) => {
+                devices.insert(id, Device { state: details.state(), root });
+                ControlFlow::Continue(())
+            }
+            _ => {
+                stray = Some(key);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    match stray.or_else(|| found.into_keys().next()) {
+        None => Ok(devices),
+        Some(id) => {
+            let problem = format!("device {id} is in one of the two device trees only");
+            Err(Error::new(ErrorKind::Corrupt, store.device().name(), problem)
+                .advise("repair it with thin_repair"))
+        }
+    }
+}
+
+/// Whole metadata blocks of a device, as many as the format can use.
+pub(crate) fn blocks_of(metadata: &dyn BlockDevice) -> u64 {
+    (metadata.size().get() / BLOCK_SIZE as u64).min(MAX_METADATA_BLOCKS)
+}
+
+/// Gives `metadata` room for `blocks`, really there.
+fn grow_device(metadata: &dyn BlockDevice, blocks: u64) -> Result<()> {
+    let old = metadata.size();
+    let new = ByteCount::new(blocks * BLOCK_SIZE as u64);
+    if new > old {
+        metadata.resize(new)?;
+    }
+    let start = ByteOffset::new(old.get().min(new.get()));
+    let added = ByteRange::between(start, ByteOffset::new(new.get()));
+    metadata.provision(added)
+}
