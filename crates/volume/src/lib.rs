@@ -1,0 +1,26 @@
+//! Nodes by path or URI, and the pool directory: a thin pool with names, sizes and a lock.
+//!
+//! The kernel's thin pool knows devices by number and keeps no sizes; names are a volume manager's
+//! business. That is this crate: a [`PoolDirectory`] holds the pool's `metadata` and `data`, the
+//! `names`, and a `lock`. Names and metadata are two files, so a crash can come between them; the
+//! pool's transaction id says at open which of the names' records came true, as the kernel's
+//! documentation intends it for volume managers.
+
+mod address;
+mod changes;
+mod create;
+mod describe;
+mod directory;
+mod lock;
+mod name;
+mod names;
+mod open;
+mod report;
+
+pub use address::{NodeName, PoolAddress};
+pub use create::CreateOptions;
+pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
+pub use name::{SnapshotName, VolumeName};
+pub use names::{Names, NamesLog, Record, RecordedChange, parse_log};
+pub use open::{DeviceOptions, open_device};
+pub use report::{ChangedRange, CheckReport, PoolReport, SnapshotInfo, VolumeInfo};
