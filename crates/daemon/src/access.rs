@@ -1,0 +1,132 @@
+//! One pool, whoever has it open: [`PoolAccess`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use block_io::{BlockDevice, CacheMode};
+use block_types::{ByteCount, ErrorKind, Result};
+use volume::{
+    ChangedRange, CheckReport, NodeName, OpenOptions, PoolDirectory, PoolReport, SnapshotInfo,
+    SnapshotName, VolumeInfo, VolumeName,
+};
+
+use crate::local::LocalPool;
+use crate::remote::RemotePool;
+use crate::report::ExportInfo;
+
+/// How long a pool may be busy: commands are short, and a daemon that begins or ends takes a moment
+/// between its lock and its socket.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the command may ask of a pool: blocking calls, the same answers and the same errors whether
+/// the pool is open in this process or in a daemon.
+///
+/// Unless something else is said, the methods are those of [`PoolDirectory`].
+pub trait PoolAccess: Send + Sync {
+    /// How full the pool is, and in what state.
+    fn status(&self) -> Result<PoolReport>;
+
+    /// Makes the pool larger.
+    fn grow(&self, size: ByteCount) -> Result<PoolReport>;
+
+    /// Checks the metadata as the last commit left it.
+    fn check(&self) -> Result<CheckReport>;
+
+    /// All volumes with their snapshots, by name.
+    fn volumes(&self) -> Result<Vec<VolumeInfo>>;
+
+    /// One volume.
+    fn volume(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Makes an empty volume.
+    fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo>;
+
+    /// Deletes a volume and, if asked to, its snapshots.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while it has clients, with who they are.
+    fn delete_volume(&self, name: &VolumeName, with_snapshots: bool) -> Result<()>;
+
+    /// Deletes a volume likewise, after disconnecting its clients.
+    fn delete_volume_by_force(&self, name: &VolumeName, with_snapshots: bool) -> Result<()>;
+
+    /// Changes the size of a volume.
+    fn resize_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo>;
+
+    /// Takes a snapshot of a volume as it is now.
+    fn create_snapshot(&self, volume: &VolumeName, snapshot: &SnapshotName)
+    -> Result<SnapshotInfo>;
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while it has clients, with who they are.
+    fn delete_snapshot(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()>;
+
+    /// Deletes a snapshot likewise, after disconnecting its clients.
+    fn delete_snapshot_by_force(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()>;
+
+    /// Makes a volume what a snapshot of it is.
+    fn rollback(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()>;
+
+    /// Makes a new volume that begins as a snapshot is.
+    fn clone_snapshot(
+        &self,
+        volume: &VolumeName,
+        snapshot: &SnapshotName,
+        new: &VolumeName,
+    ) -> Result<VolumeInfo>;
+
+    /// Where `to` holds something else than `from`.
+    fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>>;
+
+    /// What a daemon serves, and to whom.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if no daemon serves the pool.
+    fn exports(&self) -> Result<Vec<ExportInfo>>;
+
+    /// Opens a volume or a snapshot: directly, or as a client of the daemon. To be dropped before
+    /// the access is.
+    fn open_device(&self, node: &NodeName, read_only: bool) -> Result<Arc<dyn BlockDevice>>;
+
+    /// Commits what was changed; nothing can be asked afterwards. A pool that a daemon serves stays
+    /// open there.
+    fn close(&self) -> Result<()>;
+}
+
+/// Reaches the pool in `dir`: through the daemon that serves it if there is one, else by opening it
+/// here, under its lock.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] with name and process of who else has it open, if that does not end soon;
+/// else as [`PoolDirectory::open`].
+pub fn access(dir: &Path, read_only: bool) -> Result<Box<dyn PoolAccess>> {
+    access_within(dir, read_only, PATIENCE)
+}
+
+/// [`access`], with the time that a busy pool is waited for.
+pub(crate) fn access_within(
+    dir: &Path,
+    read_only: bool,
+    patience: Duration,
+) -> Result<Box<dyn PoolAccess>> {
+    let deadline = Instant::now() + patience;
+    let options = OpenOptions { read_only, cache: CacheMode::default(), holder: "firn".to_owned() };
+    loop {
+        let busy = match PoolDirectory::open(dir, &options) {
+            Ok(pool) => return Ok(Box::new(LocalPool::new(pool))),
+            Err(error) if error.kind() == ErrorKind::Busy => error,
+            Err(error) => return Err(error),
+        };
+        match RemotePool::connect(dir) {
+            Ok(pool) => return Ok(Box::new(pool)),
+            Err(error) => tracing::debug!(%error, "no daemon answers"),
+        }
+        if Instant::now() >= deadline {
+            return Err(busy);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,159 @@
+//! The control API: HTTP and JSON on a Unix socket, described by OpenAPI 3.1.
+//!
+//! A handler takes a request apart, has the work done on a thread that may block, and passes the
+//! answer on. A client that goes away in the middle does not stop work that has begun.
+
+mod exports;
+mod extract;
+mod pool;
+mod problem;
+mod request;
+mod schema;
+mod snapshots;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use block_types::{Error, ErrorKind, Result};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) use problem::Problem;
+pub(crate) use request::{NewName, NewSize, NewVolume};
+
+use crate::served::ServedPool;
+use problem::Failure;
+
+/// What a handler answers.
+type Reply<T> = std::result::Result<T, Failure>;
+
+/// Where the document is served.
+const DOCUMENT_PATH: &str = "/v1/openapi.json";
+
+/// The frame of the document; the routes add themselves.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Firn control API",
+        description = "Control of a pool that a daemon serves, on the pool's `control.sock`. \
+                       Sizes and offsets are bytes.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+    ),
+    tags(
+        (name = "pool", description = "The pool as a whole"),
+        (name = "volumes", description = "Volumes"),
+        (name = "snapshots", description = "Snapshots of volumes"),
+        (name = "daemon", description = "The serving process and its clients")
+    )
+)]
+struct Document;
+
+/// The routes, and the document that describes them.
+fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(pool::status))
+        .routes(routes!(pool::grow))
+        .routes(routes!(pool::check))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::resize, volumes::delete))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::delete))
+        .routes(routes!(snapshots::rollback))
+        .routes(routes!(snapshots::clone))
+        .routes(routes!(snapshots::diff))
+        .routes(routes!(exports::list))
+        .routes(routes!(exports::version))
+        .routes(routes!(document))
+        .split_for_parts()
+}
+
+/// The API of `served`.
+pub(crate) fn router(served: Arc<ServedPool>) -> Router {
+    let (router, _) = parts();
+    router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(middleware::from_fn(log))
+        .with_state(served)
+}
+
+/// The OpenAPI document of the control API, as JSON.
+pub fn openapi() -> String {
+    let (_, document) = parts();
+    document.to_pretty_json().expect("the document is made of plain values")
+}
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "daemon",
+    responses((status = OK, description = "The OpenAPI document", body = serde_json::Value)))]
+async fn document() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
+}
+
+async fn unknown_path(uri: Uri) -> Failure {
+    let error = Error::new(ErrorKind::NotFound, uri.path(), "is no part of the control API");
+    error.advise(format!("see {DOCUMENT_PATH}")).into()
+}
+
+async fn unknown_method(method: Method, uri: Uri) -> Failure {
+    let error = Error::new(ErrorKind::Invalid, uri.path(), format!("cannot be asked to {method}"))
+        .advise(format!("see {DOCUMENT_PATH}"));
+    Failure::with_status(error, StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// Notes who changed what.
+async fn log(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    let status = response.status().as_u16();
+    if method == Method::GET {
+        tracing::debug!(%method, path, status, "control request");
+    } else {
+        tracing::info!(%method, path, status, "control request");
+    }
+    response
+}
+
+/// Does `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    State(served): State<Arc<ServedPool>>,
+    work: impl FnOnce(&ServedPool) -> Result<T> + Send + 'static,
+) -> Reply<T> {
+    let done = tokio::task::spawn_blocking(move || work(&served)).await;
+    let done = done.map_err(|error| {
+        Error::new(ErrorKind::Io, "control request", "was broken off").because(error)
+    })?;
+    Ok(done?)
+}
+
+/// Does `work` likewise, and answers with what it returns.
+async fn reply<T: Send + 'static>(
+    served: State<Arc<ServedPool>>,
+    work: impl FnOnce(&ServedPool) -> Result<T> + Send + 'static,
+) -> Reply<Json<T>> {
+    blocking(served, work).await.map(Json)
+}
+
+/// Does `work` likewise, and answers that something was made.
+async fn made<T: Send + 'static>(
+    served: State<Arc<ServedPool>>,
+    work: impl FnOnce(&ServedPool) -> Result<T> + Send + 'static,
+) -> Reply<(StatusCode, Json<T>)> {
+    Ok((StatusCode::CREATED, Json(blocking(served, work).await?)))
+}
+
+/// Does `work` likewise, and answers that it is done.
+async fn done(
+    served: State<Arc<ServedPool>>,
+    work: impl FnOnce(&ServedPool) -> Result<()> + Send + 'static,
+) -> Reply<StatusCode> {
+    blocking(served, work).await.map(|()| StatusCode::NO_CONTENT)
+}

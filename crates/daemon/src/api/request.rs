@@ -1,0 +1,64 @@
+//! What clients send.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// A size to change to.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewSize {
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+/// A volume to make.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewVolume {
+    /// Its name: 1 to 128 letters, digits and `. _ + -`, not beginning with `.` or `-`.
+    pub(crate) name: String,
+    /// Its size in bytes.
+    pub(crate) size: u64,
+}
+
+/// A name for what is to be made.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewName {
+    /// 1 to 128 letters, digits and `. _ + -`, not beginning with `.` or `-`.
+    pub(crate) name: String,
+}
+
+/// How far a delete may go.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DeleteVolume {
+    /// Delete its snapshots, too.
+    #[serde(default)]
+    pub(crate) snapshots: bool,
+    /// Disconnect its clients first.
+    #[serde(default)]
+    pub(crate) force: bool,
+}
+
+/// How far a delete may go.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DeleteSnapshot {
+    /// Disconnect its clients first.
+    #[serde(default)]
+    pub(crate) force: bool,
+}
+
+/// What to compare.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Compare {
+    /// The earlier node, as `db@monday`.
+    pub(crate) from: String,
+    /// The later node, as `db`.
+    pub(crate) to: String,
+}

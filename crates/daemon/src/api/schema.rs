@@ -1,0 +1,97 @@
+//! The shapes of the reports in the OpenAPI document.
+//!
+//! The values come from the crate `volume`, which knows nothing of web interfaces; here is what the
+//! document says of them. The tests of the API hold the two against each other.
+#![expect(dead_code, reason = "never values, only described")]
+
+use utoipa::ToSchema;
+
+/// A pool as a whole. Sizes are bytes.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct PoolReport {
+    /// Its directory.
+    path: String,
+    /// How much data it can hold.
+    size: u64,
+    /// The size of its data blocks.
+    block_size: u64,
+    /// How much data it holds.
+    data_used: u64,
+    /// How much metadata it holds.
+    metadata_used: u64,
+    /// How much room there is for metadata.
+    metadata_size: u64,
+    /// The transaction id.
+    transaction: u64,
+    /// How many volumes there are.
+    volumes: u64,
+    /// How many snapshots there are.
+    snapshots: u64,
+    /// `rw` or `ro`.
+    mode: String,
+    /// Why it is not `rw`.
+    reason: Option<String>,
+    /// Whether only a check may decide if the metadata is sound.
+    needs_check: bool,
+}
+
+/// A volume. Sizes are bytes.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct VolumeInfo {
+    /// Its name; `#ID` for a device that nobody has named.
+    name: String,
+    /// Its number in the pool.
+    id: u32,
+    /// Its size.
+    size: u64,
+    /// How much of it takes space, shared or not.
+    mapped: u64,
+    /// When it was made, in RFC 3339.
+    created: Option<String>,
+    /// The snapshot that it is a clone of, as `db@monday`.
+    parent: Option<String>,
+    /// Its snapshots, the oldest first.
+    snapshots: Vec<SnapshotInfo>,
+}
+
+/// A snapshot of a volume. Sizes are bytes.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct SnapshotInfo {
+    /// Its name within its volume.
+    name: String,
+    /// Its number in the pool.
+    id: u32,
+    /// Its size.
+    size: u64,
+    /// How much of it takes space, shared or not.
+    mapped: u64,
+    /// When it was taken, in RFC 3339.
+    created: Option<String>,
+}
+
+/// A range that differs between two nodes.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct ChangedRange {
+    /// First byte.
+    start: u64,
+    /// Bytes.
+    length: u64,
+    /// `data` where the second node has other data, `discarded` where it has none any more.
+    kind: String,
+}
+
+/// What a check found.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct CheckReport {
+    /// What is broken.
+    errors: Vec<String>,
+    /// Space that nothing refers to: a loss, but no danger.
+    leaks: Vec<String>,
+    /// How many metadata blocks were read.
+    checked_blocks: u64,
+}

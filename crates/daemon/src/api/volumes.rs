@@ -1,0 +1,76 @@
+//! `/v1/volumes`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use block_types::ByteCount;
+use volume::{VolumeInfo, VolumeName};
+
+use super::extract::{Body, Params};
+use super::problem::Problem;
+use super::request::{DeleteVolume, NewSize, NewVolume};
+use super::{Reply, done, made, reply, schema};
+use crate::served::ServedPool;
+
+/// All volumes with their snapshots, by name.
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes",
+    responses((status = OK, description = "The volumes", body = [schema::VolumeInfo]), Problem))]
+pub(super) async fn list(served: State<Arc<ServedPool>>) -> Reply<Json<Vec<VolumeInfo>>> {
+    reply(served, |served| Ok(served.pool.volumes())).await
+}
+
+/// Makes an empty volume.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = NewVolume,
+    responses((status = CREATED, description = "It", body = schema::VolumeInfo), Problem))]
+pub(super) async fn create(
+    served: State<Arc<ServedPool>>,
+    Body(new): Body<NewVolume>,
+) -> Reply<(StatusCode, Json<VolumeInfo>)> {
+    made(served, move |served| {
+        served.pool.create_volume(&VolumeName::parse(&new.name)?, ByteCount::new(new.size))
+    })
+    .await
+}
+
+/// One volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "The volume")),
+    responses((status = OK, description = "It", body = schema::VolumeInfo), Problem))]
+pub(super) async fn show(
+    served: State<Arc<ServedPool>>,
+    Path(name): Path<String>,
+) -> Reply<Json<VolumeInfo>> {
+    reply(served, move |served| served.pool.volume(&VolumeName::parse(&name)?)).await
+}
+
+/// Changes the size of a volume; what lies behind a smaller size is lost.
+#[utoipa::path(patch, path = "/v1/volumes/{name}", tag = "volumes", request_body = NewSize,
+    params(("name" = String, Path, description = "The volume")),
+    responses((status = OK, description = "It", body = schema::VolumeInfo), Problem))]
+pub(super) async fn resize(
+    served: State<Arc<ServedPool>>,
+    Path(name): Path<String>,
+    Body(new): Body<NewSize>,
+) -> Reply<Json<VolumeInfo>> {
+    reply(served, move |served| {
+        served.pool.resize_volume(&VolumeName::parse(&name)?, ByteCount::new(new.size))
+    })
+    .await
+}
+
+/// Deletes a volume. Refused while it has clients, unless they may be disconnected.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "The volume"), DeleteVolume),
+    responses((status = NO_CONTENT, description = "It is gone"), Problem))]
+pub(super) async fn delete(
+    served: State<Arc<ServedPool>>,
+    Path(name): Path<String>,
+    Params(how): Params<DeleteVolume>,
+) -> Reply<StatusCode> {
+    done(served, move |served| {
+        served.delete_volume(&VolumeName::parse(&name)?, how.snapshots, how.force)
+    })
+    .await
+}

@@ -1,0 +1,40 @@
+//! The serving process: a pool's exports over NBD, and its control API.
+//!
+//! ```text
+//! NBD clients -> nbd.sock, TCP -> nbd::Server -> exports --+
+//!                                                          +-> volume::PoolDirectory
+//! firn ... ---> control.sock ---> api ------> served ------+
+//! ```
+//!
+//! [`serve()`] is `firn serve`: a [`Daemon`] with signals around it. [`access()`] is for every
+//! other command: a [`PoolAccess`] that is either the pool itself, opened under its lock, or the
+//! client of the daemon that has it. Only this crate runs anything asynchronously, and only the
+//! control API: NBD has its own threads.
+//!
+//! What holds here:
+//! - Sockets are made after the pool's lock is taken and removed before it is given back, so that
+//!   the paths belong to one daemon at a time.
+//! - An export's device is open as long as a client uses it, and no longer.
+//! - What is deleted is withdrawn first: between the last look at its clients and the deletion
+//!   nobody can connect.
+
+mod access;
+mod api;
+mod client;
+mod control;
+mod daemon;
+mod exports;
+mod local;
+mod notify;
+mod remote;
+mod report;
+mod run;
+mod serve;
+mod served;
+mod socket;
+
+pub use access::{PoolAccess, access};
+pub use api::openapi;
+pub use daemon::{Daemon, Ready, ServeOptions};
+pub use report::{ClientInfo, DaemonInfo, ExportInfo};
+pub use serve::serve;

@@ -1,0 +1,109 @@
+//! A pool that is open in this process.
+
+use std::sync::Arc;
+
+use block_io::BlockDevice;
+use block_types::{ByteCount, Error, ErrorKind, Result};
+use volume::{
+    ChangedRange, CheckReport, NodeName, PoolDirectory, PoolReport, SnapshotInfo, SnapshotName,
+    VolumeInfo, VolumeName,
+};
+
+use crate::access::PoolAccess;
+use crate::report::ExportInfo;
+
+/// Access to a pool of our own.
+pub(crate) struct LocalPool {
+    pool: Arc<PoolDirectory>,
+}
+
+impl LocalPool {
+    pub(crate) fn new(pool: Arc<PoolDirectory>) -> Self {
+        Self { pool }
+    }
+}
+
+impl PoolAccess for LocalPool {
+    fn status(&self) -> Result<PoolReport> {
+        Ok(self.pool.status())
+    }
+
+    fn grow(&self, size: ByteCount) -> Result<PoolReport> {
+        self.pool.grow(size)
+    }
+
+    fn check(&self) -> Result<CheckReport> {
+        self.pool.check()
+    }
+
+    fn volumes(&self) -> Result<Vec<VolumeInfo>> {
+        Ok(self.pool.volumes())
+    }
+
+    fn volume(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.pool.volume(name)
+    }
+
+    fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
+        self.pool.create_volume(name, size)
+    }
+
+    fn delete_volume(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {
+        self.pool.delete_volume(name, with_snapshots)
+    }
+
+    fn delete_volume_by_force(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {
+        self.pool.delete_volume(name, with_snapshots)
+    }
+
+    fn resize_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
+        self.pool.resize_volume(name, size)
+    }
+
+    fn create_snapshot(
+        &self,
+        volume: &VolumeName,
+        snapshot: &SnapshotName,
+    ) -> Result<SnapshotInfo> {
+        self.pool.create_snapshot(volume, snapshot)
+    }
+
+    fn delete_snapshot(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.pool.delete_snapshot(volume, snapshot)
+    }
+
+    fn delete_snapshot_by_force(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.pool.delete_snapshot(volume, snapshot)
+    }
+
+    fn rollback(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.pool.rollback(volume, snapshot)
+    }
+
+    fn clone_snapshot(
+        &self,
+        volume: &VolumeName,
+        snapshot: &SnapshotName,
+        new: &VolumeName,
+    ) -> Result<VolumeInfo> {
+        self.pool.clone_snapshot(volume, snapshot, new)
+    }
+
+    fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>> {
+        self.pool.diff(from, to)
+    }
+
+    fn exports(&self) -> Result<Vec<ExportInfo>> {
+        let pool = self.pool.path().display();
+        Err(Error::new(ErrorKind::Unsupported, pool.to_string(), "is not being served")
+            .advise(format!("serve it with 'firn serve {pool}'")))
+    }
+
+    fn open_device(&self, node: &NodeName, read_only: bool) -> Result<Arc<dyn BlockDevice>> {
+        self.pool.open_node(node, read_only)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.pool.close()
+    }
+}

@@ -1,0 +1,170 @@
+//! A pool that a daemon serves, reached through its control socket.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use block_io::{BlockDevice, CacheMode};
+use block_types::{ByteCount, Error, ErrorKind, Result};
+use hyper::Method;
+use volume::{
+    ChangedRange, CheckReport, DeviceOptions, NodeName, PoolReport, SnapshotInfo, SnapshotName,
+    VolumeInfo, VolumeName,
+};
+
+use crate::access::PoolAccess;
+use crate::api::{NewName, NewSize, NewVolume};
+use crate::client::Client;
+use crate::control;
+use crate::report::{DaemonInfo, ExportInfo};
+
+/// How long a daemon that is well may take to say who it is.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Access to a pool through its daemon.
+pub(crate) struct RemotePool {
+    client: Client,
+    /// The pool's directory as the caller names it; the daemon may stand elsewhere.
+    dir: PathBuf,
+}
+
+impl RemotePool {
+    /// Connects to the daemon that serves the pool in `dir`.
+    ///
+    /// # Errors
+    /// If there is none that answers.
+    pub(crate) fn connect(dir: &Path) -> Result<Self> {
+        let client = Client::new(&dir.join(control::SOCKET))?;
+        let daemon: DaemonInfo = client.get_within("/v1/version", GREETING)?;
+        tracing::debug!(pid = daemon.pid, version = daemon.version, "through the daemon");
+        Ok(Self { client, dir: dir.to_owned() })
+    }
+
+    /// A report that names the pool as the caller does.
+    fn localized(&self, report: PoolReport) -> PoolReport {
+        PoolReport { path: self.dir.display().to_string(), ..report }
+    }
+
+    fn delete(&self, path: &str, with_snapshots: bool, force: bool) -> Result<()> {
+        let mut how = Vec::new();
+        if with_snapshots {
+            how.push("snapshots=true");
+        }
+        if force {
+            how.push("force=true");
+        }
+        let query = if how.is_empty() { String::new() } else { format!("?{}", how.join("&")) };
+        self.client.ask(Method::DELETE, &format!("{path}{query}"))
+    }
+}
+
+/// The path of a volume. Names hold nothing that a path would have to escape.
+fn volume_path(name: &VolumeName) -> String {
+    format!("/v1/volumes/{name}")
+}
+
+fn snapshot_path(volume: &VolumeName, snapshot: &SnapshotName) -> String {
+    format!("{}/snapshots/{snapshot}", volume_path(volume))
+}
+
+/// A node as a query has it, where a plus sign would mean a space.
+fn parameter(node: &NodeName) -> String {
+    node.to_string().replace('+', "%2B")
+}
+
+impl PoolAccess for RemotePool {
+    fn status(&self) -> Result<PoolReport> {
+        self.client.ask(Method::GET, "/v1/pool").map(|report| self.localized(report))
+    }
+
+    fn grow(&self, size: ByteCount) -> Result<PoolReport> {
+        let new = NewSize { size: size.get() };
+        self.client.send(Method::POST, "/v1/pool/grow", &new).map(|report| self.localized(report))
+    }
+
+    fn check(&self) -> Result<CheckReport> {
+        self.client.ask(Method::POST, "/v1/pool/check")
+    }
+
+    fn volumes(&self) -> Result<Vec<VolumeInfo>> {
+        self.client.ask(Method::GET, "/v1/volumes")
+    }
+
+    fn volume(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.client.ask(Method::GET, &volume_path(name))
+    }
+
+    fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
+        let new = NewVolume { name: name.to_string(), size: size.get() };
+        self.client.send(Method::POST, "/v1/volumes", &new)
+    }
+
+    fn delete_volume(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {
+        self.delete(&volume_path(name), with_snapshots, false)
+    }
+
+    fn delete_volume_by_force(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {
+        self.delete(&volume_path(name), with_snapshots, true)
+    }
+
+    fn resize_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
+        self.client.send(Method::PATCH, &volume_path(name), &NewSize { size: size.get() })
+    }
+
+    fn create_snapshot(
+        &self,
+        volume: &VolumeName,
+        snapshot: &SnapshotName,
+    ) -> Result<SnapshotInfo> {
+        let path = format!("{}/snapshots", volume_path(volume));
+        self.client.send(Method::POST, &path, &NewName { name: snapshot.to_string() })
+    }
+
+    fn delete_snapshot(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.delete(&snapshot_path(volume, snapshot), false, false)
+    }
+
+    fn delete_snapshot_by_force(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.delete(&snapshot_path(volume, snapshot), false, true)
+    }
+
+    fn rollback(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
+        self.client.ask(Method::POST, &format!("{}/rollback", snapshot_path(volume, snapshot)))
+    }
+
+    fn clone_snapshot(
+        &self,
+        volume: &VolumeName,
+        snapshot: &SnapshotName,
+        new: &VolumeName,
+    ) -> Result<VolumeInfo> {
+        let path = format!("{}/clone", snapshot_path(volume, snapshot));
+        self.client.send(Method::POST, &path, &NewName { name: new.to_string() })
+    }
+
+    fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>> {
+        let path = format!("/v1/diff?from={}&to={}", parameter(from), parameter(to));
+        self.client.ask(Method::GET, &path)
+    }
+
+    fn exports(&self) -> Result<Vec<ExportInfo>> {
+        self.client.ask(Method::GET, "/v1/exports")
+    }
+
+    fn open_device(&self, node: &NodeName, read_only: bool) -> Result<Arc<dyn BlockDevice>> {
+        let name = node.to_string();
+        let export = self.exports()?.into_iter().find(|export| export.name == name);
+        let Some(export) = export else {
+            // The volume's own error where it is the volume that is missing.
+            self.volume(&node.volume)?;
+            let object = format!("snapshot {node}");
+            return Err(Error::new(ErrorKind::NotFound, object, "there is no such snapshot")
+                .advise("'firn snapshot list' shows what there is"));
+        };
+        volume::open_device(&export.uri, &DeviceOptions { read_only, cache: CacheMode::default() })
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
