@@ -1,0 +1,238 @@
+//! `firn volume`: create, list, show, resize, delete. The verbs about what a volume holds are in
+//! `map` and `transfer`.
+
+use std::path::PathBuf;
+
+use block_types::{ByteCount, Error, ErrorKind, format_size};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use volume::VolumeInfo;
+
+use crate::access::{ask, change};
+use crate::address::{VolumeAddress, volume};
+use crate::exit::{DONE, Outcome};
+use crate::map::{Discard, Map};
+use crate::output::Output;
+use crate::size::{NewSize, new_size, whole_sectors};
+use crate::table::{Table, moment};
+use crate::transfer::{Export, Import};
+
+/// The verbs of volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeVerb {
+    Create(Create),
+    List(List),
+    Show(Show),
+    Resize(Resize),
+    Map(Map),
+    Discard(Discard),
+    Import(Import),
+    Export(Export),
+    Delete(Delete),
+}
+
+/// Create an empty volume.
+///
+/// It reads as zeros, and takes space in its pool only where it is written. Names are 1 to 128
+/// letters, digits and . _ + -, and do not begin with . or -.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn volume create lab/db --size 20G")]
+pub(crate) struct Create {
+    /// The pool's directory and the volume's name.
+    #[arg(value_name = "DIR/NAME", value_parser = volume)]
+    volume: VolumeAddress,
+
+    /// Its size: a multiple of 512 bytes.
+    #[arg(long, value_name = "SIZE", value_parser = whole_sectors)]
+    size: ByteCount,
+}
+
+/// List the volumes of a pool.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn volume list lab")]
+pub(crate) struct List {
+    /// The pool's directory.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
+/// Show a volume and its snapshots.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn volume show lab/db")]
+pub(crate) struct Show {
+    /// The volume.
+    #[arg(value_name = "DIR/NAME", value_parser = volume)]
+    volume: VolumeAddress,
+}
+
+/// Change the size of a volume.
+///
+/// Works while it is served. Snapshots keep their size. What lies behind a smaller size is lost, so
+/// that has to be asked for.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn volume resize lab/db --size +10G")]
+pub(crate) struct Resize {
+    /// The volume.
+    #[arg(value_name = "DIR/NAME", value_parser = volume)]
+    volume: VolumeAddress,
+
+    /// The new size, or how much more: 30G, +10G.
+    #[arg(long, value_name = "SIZE", value_parser = new_size)]
+    size: NewSize,
+
+    /// Allow a smaller size.
+    #[arg(long)]
+    shrink: bool,
+}
+
+/// Delete a volume.
+///
+/// Clones of its snapshots live on. A volume that clients use is not deleted, unless by force.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn volume delete lab/db-test")]
+pub(crate) struct Delete {
+    /// The volume.
+    #[arg(value_name = "DIR/NAME", value_parser = volume)]
+    volume: VolumeAddress,
+
+    /// Delete its snapshots too.
+    #[arg(long)]
+    with_snapshots: bool,
+
+    /// Disconnect the clients that use it.
+    #[arg(long)]
+    force: bool,
+}
+
+/// What was deleted, as JSON has it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Deleted {
+    /// Its address.
+    pub(crate) deleted: String,
+}
+
+/// Does what a verb says.
+pub(crate) fn run(verb: &VolumeVerb, output: Output) -> Outcome {
+    match verb {
+        VolumeVerb::Create(create) => create.run(output),
+        VolumeVerb::List(list) => list.run(output),
+        VolumeVerb::Show(show) => show.run(output),
+        VolumeVerb::Resize(resize) => resize.run(output),
+        VolumeVerb::Map(map) => map.run(output),
+        VolumeVerb::Discard(discard) => discard.run(output),
+        VolumeVerb::Import(import) => import.run(output),
+        VolumeVerb::Export(export) => export.run(output),
+        VolumeVerb::Delete(delete) => delete.run(output),
+    }
+}
+
+impl Create {
+    fn run(&self, output: Output) -> Outcome {
+        let VolumeAddress { pool, volume } = &self.volume;
+        let info = change(pool, |pool| pool.create_volume(volume, self.size))?;
+        output.done(&info, || format!("{}: created, {}", self.volume, bytes(info.size)))?;
+        Ok(DONE)
+    }
+}
+
+impl List {
+    fn run(&self, output: Output) -> Outcome {
+        let volumes = ask(&self.dir, |pool| pool.volumes())?;
+        output.result(&volumes, || list(&volumes))?;
+        Ok(DONE)
+    }
+}
+
+impl Show {
+    fn run(&self, output: Output) -> Outcome {
+        let VolumeAddress { pool, volume } = &self.volume;
+        let info = ask(pool, |pool| pool.volume(volume))?;
+        output.result(&info, || describe(&self.volume, &info))?;
+        Ok(DONE)
+    }
+}
+
+impl Resize {
+    fn run(&self, output: Output) -> Outcome {
+        let VolumeAddress { pool, volume } = &self.volume;
+        let info = change(pool, |pool| {
+            let now = ByteCount::new(pool.volume(volume)?.size);
+            let size = self.size.relative_to(now)?;
+            if size < now && !self.shrink {
+                return Err(self.refuse_to_shrink(now, size));
+            }
+            pool.resize_volume(volume, size)
+        })?;
+        output.done(&info, || format!("{}: {} now", self.volume, bytes(info.size)))?;
+        Ok(DONE)
+    }
+
+    fn refuse_to_shrink(&self, now: ByteCount, size: ByteCount) -> Error {
+        let problem = format!("{size} is less than its {now}, and what lies behind would be lost");
+        Error::new(ErrorKind::Invalid, self.volume.to_string(), problem)
+            .advise("say --shrink if that is meant")
+    }
+}
+
+impl Delete {
+    fn run(&self, output: Output) -> Outcome {
+        let VolumeAddress { pool, volume } = &self.volume;
+        change(pool, |pool| {
+            if self.force {
+                pool.delete_volume_by_force(volume, self.with_snapshots)
+            } else {
+                pool.delete_volume(volume, self.with_snapshots)
+            }
+        })?;
+        let report = Deleted { deleted: self.volume.to_string() };
+        output.done(&report, || format!("{}: deleted", self.volume))?;
+        Ok(DONE)
+    }
+}
+
+fn bytes(count: u64) -> String {
+    format_size(ByteCount::new(count))
+}
+
+fn list(volumes: &[VolumeInfo]) -> String {
+    let mut table = Table::new(&["NAME", "SIZE", "MAPPED", "SNAPSHOTS", "PARENT"], &[1, 2, 3]);
+    for volume in volumes {
+        table.add([
+            volume.name.clone(),
+            bytes(volume.size),
+            bytes(volume.mapped),
+            volume.snapshots.len().to_string(),
+            volume.parent.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render()
+}
+
+fn describe(address: &VolumeAddress, info: &VolumeInfo) -> String {
+    let mut lines = vec![
+        ("volume", address.to_string()),
+        ("size", format!("{} ({} bytes)", bytes(info.size), info.size)),
+        ("mapped", bytes(info.mapped)),
+        ("device", info.id.to_string()),
+        ("created", moment(info.created.as_deref())),
+    ];
+    if let Some(parent) = &info.parent {
+        lines.push(("clone of", parent.clone()));
+    }
+    let text = |(what, value): (&str, String)| format!("{:<9}{value}\n", format!("{what}:"));
+    let mut text: String = lines.into_iter().map(text).collect();
+    if !info.snapshots.is_empty() {
+        let mut table = Table::new(&["SNAPSHOT", "SIZE", "MAPPED", "CREATED"], &[1, 2]);
+        for snapshot in &info.snapshots {
+            table.add([
+                snapshot.name.clone(),
+                bytes(snapshot.size),
+                bytes(snapshot.mapped),
+                moment(snapshot.created.as_deref()),
+            ]);
+        }
+        text = format!("{text}\n{}", table.render());
+    }
+    text
+}

@@ -1,0 +1,14 @@
+//! The command as its users run it: the real binary, in an empty directory.
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod help;
+#[cfg(test)]
+mod lab;
+#[cfg(test)]
+mod output;
+#[cfg(test)]
+mod serve;
+#[cfg(test)]
+mod session;
