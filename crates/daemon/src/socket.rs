@@ -1,15 +1,13 @@
 //! Sockets that the daemon listens at: made, left behind by others, handed over by who started it.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use block_types::{Error, ErrorKind, Result};
-use nbd::{Listener, Transport};
+use nbd::{Listener, Transport, remove_stale};
 use rustix::fs::Mode;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with,
@@ -66,23 +64,6 @@ impl Drop for PrivateSocket {
     fn drop(&mut self) {
         // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Removes a socket at `path` that nobody listens at.
-fn remove_stale(path: &Path) -> Result<()> {
-    let name = || path.display().to_string();
-    let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
-        return Err(Error::new(ErrorKind::Exists, name(), "exists and is no socket"));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            tracing::info!(path = name(), "removed the socket of a daemon that was killed");
-            std::fs::remove_file(path)
-                .map_err(|error| Error::io(name(), "cannot remove the stale socket", error))
-        }
-        _ => Err(Error::new(ErrorKind::Busy, name(), "belongs to another server")),
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
 use persistent_data::btree::{NoRefs, Record, apply, empty, release, touch, walk};
+use persistent_data::space_map::COUNTS_PER_BITMAP;
 use persistent_data::{BLOCK_SIZE, BlockStore, DiskSpaceMap, MetaBlock, Transaction};
 
 use crate::admission::TreeShape;
@@ -23,14 +24,11 @@ use crate::{DataBlock, DeviceId, DeviceState, GuestBlock, Mapping, Time};
 
 /// Clean metadata blocks that are kept in memory: 16 MiB.
 const CACHE_BLOCKS: usize = 4096;
-/// Data blocks that one bitmap of a space map counts.
-const BITMAP_ENTRIES: u64 = 16_320;
-
-/// Metadata blocks that the format can count: 255 bitmaps, 15.875 GiB.
-pub(crate) const MAX_METADATA_BLOCKS: u64 = 255 * BITMAP_ENTRIES;
+/// Blocks that one bitmap of a space map counts.
+const BITMAP_ENTRIES: u64 = COUNTS_PER_BITMAP as u64;
 
 /// More mappings than this do not fit any metadata.
-const MOST_MAPPED: u64 = MAX_METADATA_BLOCKS * 252;
+const MOST_MAPPED: u64 = Transaction::MAX_BLOCKS * 252;
 
 /// The metadata of one pool.
 pub(crate) struct Trees {
@@ -193,7 +191,7 @@ impl Trees {
     /// Grows the metadata where the device can; where it cannot, admission does its work.
     fn grow_metadata(&mut self, comfortable: u64) {
         let now = self.txn.nr_blocks();
-        let wanted = (now + now / 4).max(now + 2 * comfortable).min(MAX_METADATA_BLOCKS);
+        let wanted = (now + now / 4).max(now + 2 * comfortable).min(Transaction::MAX_BLOCKS);
         if wanted == now {
             return;
         }
@@ -434,7 +432,7 @@ fn read_devices(store: &BlockStore, roots: &Roots) -> Result<BTreeMap<DeviceId, 
 
 /// Whole metadata blocks of a device, as many as the format can use.
 pub(crate) fn blocks_of(metadata: &dyn BlockDevice) -> u64 {
-    (metadata.size().get() / BLOCK_SIZE as u64).min(MAX_METADATA_BLOCKS)
+    (metadata.size().get() / BLOCK_SIZE as u64).min(Transaction::MAX_BLOCKS)
 }
 
 /// Gives `metadata` room for `blocks`, really there.

@@ -232,7 +232,7 @@ impl Resolve for ThinVolume {
             return None;
         }
         let before = places.len();
-        let whole = self.resolve_blocks(writes, intent, range, places);
+        let whole = self.resolve_blocks(intent, range, places);
         if whole.is_none() {
             places.truncate(before);
         }
@@ -243,11 +243,11 @@ impl Resolve for ThinVolume {
 impl ThinVolume {
     fn resolve_blocks<'d>(
         &'d self,
-        writes: bool,
         intent: Intent,
         range: ByteRange,
         places: &mut Vec<Place<'d>>,
     ) -> Option<()> {
+        let writes = intent == Intent::Write;
         let resolver = self.shared.data.resolver()?;
         let size = self.shared.block_size;
         // Neighbours on the data device are asked for together.

@@ -21,6 +21,6 @@ pub mod wire;
 pub use client::Client;
 pub use server::{
     ClientInfo, Export, ExportEntry, ExportSource, ExportTable, Listener, MetaContext, Server,
-    ServerOptions,
+    ServerOptions, remove_stale,
 };
 pub use uri::{Transport, Uri};

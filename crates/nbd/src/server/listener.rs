@@ -138,8 +138,12 @@ fn unix_peer(socket: BorrowedFd<'_>) -> String {
     }
 }
 
-/// Removes a socket at `path` that nobody listens at.
-fn remove_stale(path: &Path) -> Result<()> {
+/// Removes a socket at `path` that nobody listens at, as a server that was killed leaves it.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if somebody listens there, [`ErrorKind::Exists`] if the path is something
+/// else.
+pub fn remove_stale(path: &Path) -> Result<()> {
     let name = || path.display().to_string();
     let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
@@ -147,6 +151,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tracing::info!(path = name(), "removed the socket of a server that was killed");
             std::fs::remove_file(path)
                 .map_err(|error| Error::io(name(), "cannot remove the stale socket", error))
         }

@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 
 pub use context::MetaContext;
 pub use export::{Export, ExportEntry, ExportSource, ExportTable};
-pub use listener::Listener;
+pub use listener::{Listener, remove_stale};
 pub use registry::ClientInfo;
 
 use registry::Registry;
