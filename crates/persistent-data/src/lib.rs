@@ -24,6 +24,7 @@
 mod address;
 mod block;
 pub mod btree;
+pub mod bulk;
 mod checksum;
 mod counts;
 mod fresh;

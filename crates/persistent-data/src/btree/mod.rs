@@ -5,7 +5,7 @@
 //! a root; what a node's entries refer to is counted once for the node, however many trees share
 //! it.
 //!
-//! Reading ([`lookup`], [`walk`], [`visit_nodes`]) works on whatever blocks can be read from;
+//! Reading ([`lookup`], [`prefetch`], [`walk`], [`visit_nodes`]) works on whatever blocks can be read from;
 //! changing ([`empty`], [`apply`], [`touch`], [`release`]) needs a
 //! [`Transaction`](crate::Transaction).
 
@@ -16,6 +16,7 @@ mod filter;
 mod layout;
 mod lookup;
 mod node;
+mod prefetch;
 mod range;
 mod touch;
 mod update;
@@ -28,6 +29,7 @@ pub use delete::release;
 pub use layout::max_entries;
 pub use lookup::lookup;
 pub use node::Node;
+pub use prefetch::prefetch;
 pub use range::KeyRange;
 pub use touch::touch;
 pub use update::{Applied, apply};

@@ -1,6 +1,5 @@
 //! The counts of a space map in memory, and what about them is not on the disk yet.
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use block_types::{Error, ErrorKind, Result};
@@ -9,14 +8,17 @@ use super::bitmap::{COUNTS_PER_BITMAP, bitmaps_for, decode};
 use crate::counts::OVERFLOW;
 use crate::{BlockKind, MetaBlock, ReadBlocks, RefCounts, btree};
 
+const WORD: u64 = u64::BITS as u64;
+
 /// Counts that remember what changed.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     counts: RefCounts,
     /// For each bitmap whether it differs from the one on the disk.
     dirty: Vec<bool>,
-    /// Blocks whose entry among the large counts may differ.
-    overflow: HashSet<u64>,
+    /// Blocks whose entry among the large counts may differ, a bit each; no bits where there are
+    /// none.
+    overflow: Vec<u64>,
     /// The first block that was counted where that is impossible.
     fault: Option<u64>,
 }
@@ -47,7 +49,7 @@ impl Ledger {
 
     fn clean(counts: RefCounts) -> Self {
         let dirty = vec![false; bitmaps_for(counts.len()) as usize];
-        Self { counts, dirty, overflow: HashSet::new(), fault: None }
+        Self { counts, dirty, overflow: Vec::new(), fault: None }
     }
 
     pub(crate) fn counts(&self) -> &RefCounts {
@@ -74,11 +76,18 @@ impl Ledger {
             Some(larger) => {
                 self.dirty[(block / COUNTS_PER_BITMAP as u64) as usize] = true;
                 if larger >= OVERFLOW {
-                    self.overflow.insert(block);
+                    self.note_overflow(block);
                 }
             }
         }
         count
+    }
+
+    fn note_overflow(&mut self, block: u64) {
+        if self.overflow.is_empty() {
+            self.overflow = vec![0; self.counts.len().div_ceil(WORD) as usize];
+        }
+        self.overflow[(block / WORD) as usize] |= 1 << (block % WORD);
     }
 
     /// Remembers that `block` was counted where that is impossible.
@@ -103,6 +112,9 @@ impl Ledger {
         self.counts.extend(len);
         // What the last bitmap has behind the old end is free already.
         self.dirty.resize(bitmaps_for(self.counts.len()) as usize, true);
+        if !self.overflow.is_empty() {
+            self.overflow.resize(self.counts.len().div_ceil(WORD) as usize, 0);
+        }
     }
 
     /// Whether the disk has the same.
@@ -117,16 +129,30 @@ impl Ledger {
 
     /// The changes that bring the tree of large counts up to date; they count as made.
     pub(crate) fn take_overflow(&mut self) -> Vec<(u64, Option<u32>)> {
-        let mut blocks: Vec<u64> = self.overflow.drain().collect();
-        blocks.sort_unstable();
+        let noted = std::mem::take(&mut self.overflow);
         let count = |block| Some(self.counts.get(block)).filter(|&count| count >= OVERFLOW);
-        blocks.into_iter().map(|block| (block, count(block))).collect()
+        let words = (0..).zip(noted).filter(|(_, word)| *word != 0);
+        words
+            .flat_map(|(index, word)| bits(word).map(move |bit| index * WORD + bit))
+            .map(|block| (block, count(block)))
+            .collect()
     }
 
     /// All bitmaps are as on the disk from now on.
     pub(crate) fn mark_clean(&mut self) {
         self.dirty.fill(false);
     }
+}
+
+/// The bits of `word` that are set, ascending.
+fn bits(mut word: u64) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let bit = u64::from(word.trailing_zeros());
+        (word != 0).then(|| {
+            word &= word - 1;
+            bit
+        })
+    })
 }
 
 /// Puts the large counts in the place of the threes that stand for them.
