@@ -1,0 +1,13 @@
+//! Origins and snapshots against the model, power failures, faults, and the kernel.
+
+mod common;
+mod content;
+mod crash;
+mod faults;
+mod fixtures;
+mod kernel;
+mod merge;
+mod model;
+mod order;
+mod room;
+mod threads;
