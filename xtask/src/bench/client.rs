@@ -118,6 +118,26 @@ impl Client {
         self.play(load, &mut next)
     }
 
+    /// One request at a time, one every `interval`: what a client feels that does not fill the disk.
+    pub(super) fn watch_paced(
+        &mut self,
+        load: Load,
+        interval: Duration,
+        length: Duration,
+        seed: u64,
+    ) -> Result<(Sample, Stall)> {
+        let mut rng = Rng::new(seed);
+        let blocks = self.size / u64::from(load.block);
+        let mut due = Instant::now();
+        let deadline = due + length;
+        let mut next = || {
+            due = (due + interval).max(Instant::now());
+            std::thread::sleep(due - Instant::now());
+            (due < deadline).then(|| rng.within(0..blocks) * u64::from(load.block))
+        };
+        self.play(Load { depth: 1, ..load }, &mut next)
+    }
+
     /// Keeps `load.depth` requests in flight until `next` gives no further offset, and waits for
     /// the last answer.
     fn play(

@@ -15,7 +15,7 @@ use super::hollow::{BLOCK, Hollow};
 use super::lab::{Lab, POOL_DATA, VOLUME};
 use super::pairs::{Spread, spread};
 use super::report::Line;
-use super::rows::{Access, Cache, Load, seed, small};
+use super::rows::{Access, Cache, Load, Sample, seed, small};
 use super::table::figure;
 use super::{Options, control};
 
@@ -38,6 +38,18 @@ const CASES: &[(&str, Hollow)] = &[
     ("1 GiB mapped, 10,000 snapshots", Hollow { size: 1 << 30, snapshots: 10_000 }),
 ];
 
+/// How the client writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// As fast as it can, 32 requests at a time: copying blocks then fills the disk.
+    Full,
+    /// 2,000 times a second, one request at a time.
+    Steady,
+}
+
+/// Between two writes of a steady client.
+const INTERVAL: Duration = Duration::from_micros(500);
+
 /// What the windows of a case came to, in milliseconds.
 #[derive(Debug, Default)]
 struct Windows {
@@ -54,17 +66,26 @@ pub(super) fn run(lab: &Lab, options: &Options) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for (mode, cache) in [("direct", Cache::Direct), ("cached", Cache::Small)] {
         for (name, hollow) in CASES {
-            let windows = measure(*hollow, cache, lab, options)
-                .with_context(|| format!("snapshot-stall, {name}, {mode}"))?;
-            let line = windows.line(&format!("{name}, {mode}"));
-            eprintln!("{}", line.text());
-            lines.push(line);
+            for (how, pace) in [("2,000/s", Pace::Steady), ("qd32", Pace::Full)] {
+                let case = format!("{name}, {mode}, {how}");
+                let windows = measure(*hollow, cache, pace, lab, options)
+                    .with_context(|| format!("snapshot-stall, {case}"))?;
+                let line = windows.line(&case);
+                eprintln!("{}", line.text());
+                lines.push(line);
+            }
         }
     }
     Ok(lines)
 }
 
-fn measure(hollow: Hollow, cache: Cache, lab: &Lab, options: &Options) -> Result<Windows> {
+fn measure(
+    hollow: Hollow,
+    cache: Cache,
+    pace: Pace,
+    lab: &Lab,
+    options: &Options,
+) -> Result<Windows> {
     let folder = lab.scratch()?;
     let pool = hollow.copy_to(folder.path(), lab)?;
     let firn = Contender::named("firn", options)?;
@@ -73,14 +94,13 @@ fn measure(hollow: Hollow, cache: Cache, lab: &Lab, options: &Options) -> Result
     load_mappings(&mut client)?;
     // From here on the volume has a past, and writes copy.
     control::snapshot(&pool, VOLUME, "first")?;
-    let load = small(Access::Write);
-    client.random(load, WINDOW, seed())?;
+    client.random(small(Access::Write), WINDOW, seed())?;
     let mut windows = Windows::default();
     for number in 0..options.rounds.max(SNAPSHOTS) {
-        let (stall, took) = window_with_snapshot(&mut client, &pool, number)?;
+        let (stall, took) = window_with_snapshot(&mut client, pace, &pool, number)?;
         windows.with.push(stall);
         windows.taking.push(took);
-        let (sample, stall) = client.watch(load, WINDOW, seed())?;
+        let (sample, stall) = pace.watch(&mut client)?;
         windows.without.push(stall);
         windows.writes += sample.requests;
         windows.seconds += sample.requests as f64 / sample.per_second;
@@ -90,6 +110,7 @@ fn measure(hollow: Hollow, cache: Cache, lab: &Lab, options: &Options) -> Result
 
 fn window_with_snapshot(
     client: &mut Client,
+    pace: Pace,
     pool: &Path,
     number: usize,
 ) -> Result<(Stall, Duration)> {
@@ -100,9 +121,20 @@ fn window_with_snapshot(
             control::snapshot(pool, VOLUME, &format!("s{number}"))?;
             Ok::<_, anyhow::Error>(begun.elapsed())
         });
-        let (_, stall) = client.watch(small(Access::Write), WINDOW, seed())?;
+        let (_, stall) = pace.watch(client)?;
         Ok((stall, taking.join().expect("taking a snapshot does not panic")?))
     })
+}
+
+impl Pace {
+    /// Writes for a window's time.
+    fn watch(self, client: &mut Client) -> Result<(Sample, Stall)> {
+        let load = small(Access::Write);
+        match self {
+            Self::Full => client.watch(load, WINDOW, seed()),
+            Self::Steady => client.watch_paced(load, INTERVAL, WINDOW, seed()),
+        }
+    }
 }
 
 /// A client of the volume that `running` serves.
