@@ -1,0 +1,214 @@
+//! Opening an image: the header, the devices that it needs, the counts.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use block_io::{BlockDevice, LeaseSet};
+use block_types::{ByteRange, Error, ErrorKind, Result};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::alloc::Allocator;
+use super::bitmap::Bitmaps;
+use super::bytes::{read_clipped, words_of};
+use super::commit::Progress;
+use super::compressed::Decompressed;
+use super::counts::Counts;
+use super::geometry::{Geometry, HostCluster, L1Index};
+use super::header::{Header, corrupt};
+use super::image::{CLUSTER_LOCKS, Gate, Image};
+use super::layout::feature;
+use super::repair;
+use super::snapshot_table::SnapshotTable;
+use super::source::Source;
+use super::state::State;
+use super::tree::Tree;
+
+/// Refcount blocks are all read at once if they take at most so many bytes: enough for 2 TiB of
+/// 64 KiB clusters. Others are read as clusters are taken and given up.
+const PRELOAD: u64 = 64 << 20;
+
+/// How to open an image.
+///
+/// The image opens nothing by itself (GATED-OPEN): [`Header::backing_file`] and
+/// [`Header::data_file`] say what it wants, the caller decides and hands in devices.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// The backing file, for an image that has one.
+    pub backing: Option<Arc<dyn BlockDevice>>,
+    /// The external data file, for an image that has one.
+    pub data: Option<Arc<dyn BlockDevice>>,
+    /// Reads without the backing file, as if it were zeros.
+    pub without_backing: bool,
+    /// Refuse writes; nothing is written to the file.
+    pub read_only: bool,
+    /// Give the space of clusters that are not used any more back to the file.
+    pub discards: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { backing: None, data: None, without_backing: false, read_only: false, discards: true }
+    }
+}
+
+impl Image {
+    /// Opens the image in `file`. Writes nothing before the first write, unless the image was not
+    /// closed by somebody who postpones reference counts: then they are made up for.
+    ///
+    /// Memory: the L1 table, at most 32 MiB; the refcount table, at most 8 MiB, with its
+    /// bookkeeping
+    /// 56 MiB; refcount blocks, at most 64 MiB at once, then as they are wanted; L2 tables as they
+    /// are wanted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`]; [`ErrorKind::Unsupported`] for features that are not known, and for
+    /// encryption; [`ErrorKind::Invalid`] if a device is missing or one too many.
+    pub fn open(file: Arc<dyn BlockDevice>, options: OpenOptions) -> Result<Arc<Self>> {
+        let mut header = Header::read(&*file)?;
+        check_devices(&*file, &header, &options)?;
+        if !options.read_only {
+            check_writable(&*file, &header)?;
+            if header.is_dirty() {
+                repair::rebuild_counts(&file)?;
+                header = Header::read(&*file)?;
+            }
+        }
+        let geometry = header.geometry;
+        let snapshots = SnapshotTable::read(&*file, &header)?;
+        let tree = Tree::read(&*file, geometry, header.l1)?;
+        let state = if options.read_only {
+            None
+        } else {
+            let alloc = allocator(&file, geometry, header.refcount_table)?;
+            let tables = table_clusters(&header, &tree, &alloc);
+            Some(Arc::new(Mutex::new(State::new(geometry, alloc, tables))))
+        };
+        let source = Source {
+            name: file.name().to_owned(),
+            file,
+            data: options.data,
+            backing: options.backing,
+            geometry,
+            compression: header.compression,
+            tree,
+            leases: Arc::new(LeaseSet::new()),
+            decompressed: Arc::new(Decompressed::default()),
+            state,
+        };
+        source.check_limits()?;
+        Ok(Arc::new(Self {
+            source,
+            size: AtomicU64::new(header.size.get()),
+            header: RwLock::new(header),
+            snapshots: RwLock::new(snapshots),
+            progress: Mutex::new(Progress::default()),
+            progressed: Condvar::new(),
+            gate: AtomicU8::new(Gate::Open as u8),
+            changing: RwLock::new(()),
+            reading: RwLock::new(()),
+            clusters: [const { Mutex::new(()) }; CLUSTER_LOCKS as usize],
+            stopped: OnceLock::new(),
+            prepared: AtomicBool::new(false),
+            preparing: Mutex::new(()),
+            discards: options.discards,
+            packing: Mutex::new(()),
+            views: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// What has to be durable before the first write: nobody may believe any more what a write
+    /// makes wrong. Unknown autoclear features are cleared (KNOW-OR-REFUSE), recording bitmaps
+    /// marked.
+    pub(super) fn prepare_writes(&self) -> Result<()> {
+        if self.prepared.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.preparing.lock();
+        if self.prepared.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let mut header = self.header.write();
+        if let Some(bitmaps) = Bitmaps::read(&*self.source.file, &header)?
+            && let Some(directory) = bitmaps.marked_in_use()
+        {
+            self.write_durably(&directory, bitmaps.directory.start)?;
+        }
+        let unknown = header.autoclear & !feature::AUTOCLEAR;
+        if unknown != 0 {
+            header.autoclear &= feature::AUTOCLEAR;
+            self.write_header(&header)?;
+        }
+        drop(header);
+        // The last cluster of a file that somebody else wrote may be cut.
+        let clusters = self.source.geometry.clusters(self.source.file.size());
+        self.state()?.lock().alloc.reach(HostCluster(clusters))?;
+        self.prepared.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// The allocator of a file whose refcount table lies at `table`.
+fn allocator(
+    file: &Arc<dyn BlockDevice>,
+    geometry: Geometry,
+    table: ByteRange,
+) -> Result<Allocator> {
+    let mut bytes = vec![0; table.len.as_usize()];
+    read_clipped(&**file, &mut bytes, table.start)?;
+    let mut counts = Counts::open(Arc::clone(file), geometry, &words_of(&bytes))?;
+    counts.preload(PRELOAD)?;
+    Ok(Allocator::new(Arc::clone(file), geometry, counts, table))
+}
+
+/// The clusters that hold the tables of the active disk and the counts.
+fn table_clusters(header: &Header, tree: &Tree, alloc: &Allocator) -> HashSet<HostCluster> {
+    let geometry = header.geometry;
+    let whole = [header.l1, header.refcount_table];
+    let pieces = whole.into_iter().flat_map(|range| range.pieces(geometry.cluster()));
+    let mut tables: HashSet<_> =
+        pieces.map(|piece| geometry.host_cluster_of(piece.start)).collect();
+    tables.extend((0..alloc.counts.blocks()).filter_map(|index| alloc.counts.home(index)));
+    let entries = tree.l1.read().len() as u32;
+    tables
+        .extend((0..entries).filter_map(|at| tree.l1_entry(L1Index(at))).map(|entry| entry.table));
+    tables
+}
+
+/// Checks that the devices handed in are those that the image wants.
+fn check_devices(file: &dyn BlockDevice, header: &Header, options: &OpenOptions) -> Result<()> {
+    let name = |name: Option<std::ffi::OsString>| name.unwrap_or_default().display().to_string();
+    let invalid = |problem: String, advice: &str| {
+        Err(Error::new(ErrorKind::Invalid, file.name(), problem).advise(advice))
+    };
+    if header.encryption().is_some() {
+        return Err(Error::new(ErrorKind::Unsupported, file.name(), "is encrypted")
+            .advise("decrypt it with 'qemu-img convert'"));
+    }
+    if header.has_data_file() != options.data.is_some() {
+        return match options.data {
+            None => invalid(
+                format!("keeps its data in another file, '{}'", name(header.data_file())),
+                "name the data file, if you trust the image",
+            ),
+            Some(_) => invalid("has no external data file".to_owned(), "name none"),
+        };
+    }
+    match (header.backing_file().is_some(), options.backing.is_some()) {
+        (true, false) if !options.without_backing => invalid(
+            format!("stands on a backing file, '{}'", name(header.backing_file())),
+            "name the backing file, if you trust the image",
+        ),
+        (false, true) => invalid("has no backing file".to_owned(), "name none"),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that the image may be written at all.
+fn check_writable(file: &dyn BlockDevice, header: &Header) -> Result<()> {
+    block_io::check_writable(file)?;
+    if header.is_corrupt() {
+        return Err(corrupt(file.name(), "was found corrupt and marked so; it can only be read"));
+    }
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! qcow2: against the model, power failures, faults, hostile images, and QEMU in both directions.
+
+mod common;
+mod compressed;
+mod crash;
+mod create;
+mod damage;
+mod faults;
+mod features;
+mod foreign;
+mod hostile;
+mod model;
+mod pingpong;
+mod random;
+mod read;
+mod resize;
+mod snapshots;
+mod threads;
