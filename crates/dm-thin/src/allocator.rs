@@ -3,17 +3,15 @@
 //! A block is free here when neither the committed metadata nor anything since refers to it; a
 //! freed block comes back only when the commit that freed it is durable and every lease that could
 //! still reach it is dropped (FREE-LATE). Each volume takes its blocks from a window of its own, so
-//! that what is written in order lies in order, and the window's space is provided in one step.
+//! that what is written in order lies in order. A window opens when its space is provided
+//! (`crate::space`): that takes time, so the next one is carved before the last is used up.
 
 use std::collections::HashMap;
 
-use block_io::BlockDevice;
-use block_types::{Error, ErrorKind, Result};
-
 use crate::{BlockSize, DataBlock, DeviceId};
 
-/// The largest window, in bytes: one allocation of the file system below.
-const WINDOW_BYTES: u64 = 64 << 20;
+/// The largest window, in bytes: so much of a file is provided in well under a millisecond.
+const WINDOW_BYTES: u64 = 16 << 20;
 const WORD: u64 = u64::BITS as u64;
 
 /// The free data blocks of a pool.
@@ -24,20 +22,69 @@ pub(crate) struct Allocator {
     free: u64,
     cursor: u64,
     window_blocks: u64,
-    windows: HashMap<DeviceId, Window>,
+    windows: HashMap<DeviceId, Windows>,
+    /// Volumes whose next window should be opened ahead.
+    wanted: Vec<DeviceId>,
+    ended: bool,
 }
 
 /// Free blocks that one volume will take next; they still count as free.
-#[derive(Clone, Copy, Debug)]
-struct Window {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
     next: u64,
     end: u64,
 }
 
-/// Provides space for data blocks before they are handed out.
-pub(crate) trait Provision {
-    /// Makes sure that `count` blocks from `first` on can be written.
-    fn provision(&self, first: DataBlock, count: u64) -> Result<()>;
+/// What a volume holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Windows {
+    /// Where it takes its blocks.
+    open: Option<Window>,
+    /// Where it will.
+    following: Option<Following>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Following {
+    /// Its space is being provided.
+    Opening(Window),
+    Open(Window),
+}
+
+/// The answer to who wants a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carved {
+    /// Its space is to be provided; then it opens.
+    Window(Window),
+    /// Somebody provides the space of one for the same volume.
+    Opening,
+    /// No block is free.
+    Nothing,
+}
+
+impl Window {
+    /// Its blocks: the first, and how many.
+    pub(crate) fn blocks(self) -> (DataBlock, u64) {
+        (DataBlock::new(self.next), self.end - self.next)
+    }
+
+    /// The window with its first block alone.
+    pub(crate) fn first(self) -> Self {
+        Self { end: self.next + 1, ..self }
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        (self.next..self.end).contains(&block)
+    }
+}
+
+impl Windows {
+    fn all(&self) -> impl Iterator<Item = Window> + use<> {
+        let following = self.following.map(|following| match following {
+            Following::Opening(window) | Following::Open(window) => window,
+        });
+        self.open.into_iter().chain(following).filter(|window| window.next < window.end)
+    }
 }
 
 impl Allocator {
@@ -54,6 +101,8 @@ impl Allocator {
             cursor: 0,
             window_blocks: (WINDOW_BYTES / block_size.bytes().get()).max(1),
             windows: HashMap::new(),
+            wanted: Vec::new(),
+            ended: false,
         };
         for block in used {
             allocator.mark(block.get());
@@ -66,25 +115,84 @@ impl Allocator {
         self.free
     }
 
-    /// The next block for `volume`, or `None` when none is free.
-    ///
-    /// # Errors
-    /// `OutOfSpace` where blocks are free but the file system below has no room for even one.
-    pub(crate) fn take(
-        &mut self,
-        volume: DeviceId,
-        space: &impl Provision,
-    ) -> Result<Option<DataBlock>> {
-        let window = match self.windows.get(&volume) {
-            Some(window) if window.next < window.end => *window,
-            _ => match self.open_window(space)? {
-                Some(window) => window,
-                None => return Ok(None),
-            },
-        };
-        self.mark(window.next);
-        self.windows.insert(volume, Window { next: window.next + 1, ..window });
-        Ok(Some(DataBlock::new(window.next)))
+    /// The next block of the window of `volume`, or `None` when it is used up.
+    pub(crate) fn take(&mut self, volume: DeviceId) -> Option<DataBlock> {
+        let windows = self.windows.get_mut(&volume)?;
+        let is_used_up = windows.open.is_none_or(|window| window.next == window.end);
+        if is_used_up && let Some(Following::Open(window)) = windows.following {
+            *windows = Windows { open: Some(window), following: None };
+        }
+        let window = windows.open.as_mut().filter(|window| window.next < window.end)?;
+        let block = window.next;
+        window.next += 1;
+        let is_half = (window.end - window.next) * 2 == self.window_blocks;
+        if is_half && windows.following.is_none() && !self.wanted.contains(&volume) {
+            self.wanted.push(volume);
+        }
+        self.mark(block);
+        Some(DataBlock::new(block))
+    }
+
+    /// Finds a window for `volume`, which has used up the last.
+    pub(crate) fn carve(&mut self, volume: DeviceId) -> Carved {
+        let following = self.windows.get(&volume).and_then(|windows| windows.following);
+        if let Some(Following::Opening(_)) = following {
+            return Carved::Opening;
+        }
+        let window = self.find_run().or_else(|| {
+            // What is still free stands in windows of other volumes: they find new ones.
+            self.take_windows_back();
+            self.find_run()
+        });
+        window.map_or(Carved::Nothing, |window| self.hold(volume, window))
+    }
+
+    /// Finds the next window of a volume that has used up half of its own, if one has.
+    pub(crate) fn carve_ahead(&mut self) -> Option<(DeviceId, Window)> {
+        while let Some(volume) = self.wanted.pop() {
+            let windows = self.windows.get(&volume).copied().unwrap_or_default();
+            if windows.following.is_none()
+                && let Some(window) = self.find_run()
+                && let Carved::Window(window) = self.hold(volume, window)
+            {
+                return Some((volume, window));
+            }
+        }
+        None
+    }
+
+    /// Whether a volume waits for its next window to be opened ahead.
+    pub(crate) fn wants_ahead(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    /// The pool closes: no more windows ahead.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Whether the pool closes.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Opens the window that was carved for `volume`: as much of it as has space, or nothing.
+    pub(crate) fn open(&mut self, volume: DeviceId, window: Option<Window>) {
+        let windows = self.windows.entry(volume).or_default();
+        windows.following = window.map(Following::Open);
+    }
+
+    fn hold(&mut self, volume: DeviceId, window: Window) -> Carved {
+        self.windows.entry(volume).or_default().following = Some(Following::Opening(window));
+        self.cursor = window.end;
+        Carved::Window(window)
+    }
+
+    fn take_windows_back(&mut self) {
+        self.windows.retain(|_, windows| {
+            windows.open = None;
+            matches!(windows.following, Some(Following::Opening(_)))
+        });
     }
 
     /// Makes `block` free again.
@@ -110,42 +218,14 @@ impl Allocator {
         }
     }
 
-    /// Finds a run of free blocks that no window holds and provides space for it.
-    fn open_window(&mut self, space: &impl Provision) -> Result<Option<Window>> {
-        let Some(mut window) = self.find_run() else {
-            // What is still free stands in windows of other volumes: they find new ones.
-            self.windows.clear();
-            return match self.find_run() {
-                Some(window) => self.provide(window, space).map(Some),
-                None => Ok(None),
-            };
-        };
-        window = self.provide(window, space)?;
-        self.cursor = window.end;
-        Ok(Some(window))
-    }
-
-    /// Provides space for `window`, or for its first block alone where that is all there is.
-    fn provide(&self, window: Window, space: &impl Provision) -> Result<Window> {
-        let first = DataBlock::new(window.next);
-        match space.provision(first, window.end - window.next) {
-            Ok(()) => Ok(window),
-            Err(error) if error.kind() == ErrorKind::OutOfSpace => {
-                space.provision(first, 1)?;
-                Ok(Window { end: window.next + 1, ..window })
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// The next run of free blocks from the cursor on, around the end, outside every window.
     fn find_run(&self) -> Option<Window> {
         let first = self
             .find_free(self.cursor, self.blocks)
             .or_else(|| self.find_free(0, self.cursor.min(self.blocks)))?;
         let limit = self.blocks.min(first + self.window_blocks);
-        let reserved = self.windows.values().map(|window| window.next).filter(|&next| next > first);
-        let limit = reserved.fold(limit, u64::min);
+        let held = self.windows.values().flat_map(Windows::all).map(|window| window.next);
+        let limit = held.filter(|&next| next > first).fold(limit, u64::min);
         let end = (first..limit).find(|&block| !self.is_free(block)).unwrap_or(limit);
         Some(Window { next: first, end })
     }
@@ -161,7 +241,7 @@ impl Allocator {
                 continue;
             }
             block = block / WORD * WORD + u64::from(rest.trailing_zeros());
-            match self.windows.values().find(|window| (window.next..window.end).contains(&block)) {
+            match self.windows.values().flat_map(Windows::all).find(|held| held.contains(block)) {
                 Some(window) => block = window.end,
                 None => return (block < to).then_some(block),
             }
@@ -179,43 +259,15 @@ fn position(block: u64) -> (usize, u64) {
     ((block / WORD) as usize, 1 << (block % WORD))
 }
 
-/// The space of a data device.
-pub(crate) struct DataSpace<'d> {
-    /// The device.
-    pub(crate) device: &'d dyn BlockDevice,
-    /// The size of a data block.
-    pub(crate) block_size: BlockSize,
-}
-
-impl Provision for DataSpace<'_> {
-    fn provision(&self, first: DataBlock, count: u64) -> Result<()> {
-        self.device.provision(self.block_size.data_range(first, count))
-    }
-}
-
-/// The answer to a write that needs a block when none is left.
-pub(crate) fn out_of_data_space(pool: &str) -> Error {
-    Error::new(ErrorKind::OutOfSpace, pool, "the pool has no free data block left")
-        .advise("grow it with 'firn pool grow', or delete or discard what is not needed")
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Allocator, Provision};
+    use super::{Allocator, Carved};
     use crate::{BlockSize, DataBlock, DeviceId};
-    use block_types::{ByteCount, Error, ErrorKind, Result};
+    use block_types::ByteCount;
     use std::collections::HashSet;
 
-    struct Room(u64);
-
-    impl Provision for Room {
-        fn provision(&self, first: DataBlock, count: u64) -> Result<()> {
-            if first.get() + count <= self.0 {
-                return Ok(());
-            }
-            Err(Error::new(ErrorKind::OutOfSpace, "data", "full"))
-        }
-    }
+    /// Blocks of a window.
+    const WINDOW: u64 = 256;
 
     fn id(number: u32) -> DeviceId {
         DeviceId::new(number).expect("24 bits")
@@ -226,14 +278,25 @@ mod tests {
         Allocator::new(size, blocks, std::iter::empty())
     }
 
+    /// Takes a block, with all space there is.
+    fn take(allocator: &mut Allocator, volume: DeviceId) -> Option<DataBlock> {
+        allocator.take(volume).or_else(|| match allocator.carve(volume) {
+            Carved::Window(window) => {
+                allocator.open(volume, Some(window));
+                allocator.take(volume)
+            }
+            Carved::Opening => panic!("nobody else opens windows"),
+            Carved::Nothing => None,
+        })
+    }
+
     #[test]
     fn volumes_write_side_by_side_in_runs() {
         let mut allocator = allocator(10_000);
-        let room = Room(u64::MAX);
         for step in 0..100 {
             for volume in 0..3 {
-                let block = allocator.take(id(volume), &room).expect("room").expect("free");
-                assert_eq!(block.get(), u64::from(volume) * 1024 + step);
+                let block = take(&mut allocator, id(volume)).expect("free");
+                assert_eq!(block.get(), u64::from(volume) * WINDOW + step);
             }
         }
     }
@@ -241,28 +304,49 @@ mod tests {
     #[test]
     fn every_block_is_given_out_once_windows_or_not() {
         let mut allocator = allocator(3000);
-        let room = Room(u64::MAX);
         let mut seen = HashSet::new();
         for step in 0..3000u32 {
-            let block = allocator.take(id(step % 7), &room).expect("room").expect("free");
+            if let Some((volume, window)) = allocator.carve_ahead() {
+                allocator.open(volume, (step % 2 == 0).then_some(window));
+            }
+            let block = take(&mut allocator, id(step % 7)).expect("free");
             assert!(seen.insert(block), "{block:?} twice");
         }
-        assert_eq!(allocator.take(id(1), &room).expect("an answer"), None);
+        assert_eq!(take(&mut allocator, id(1)), None);
         allocator.give_back(DataBlock::new(17));
-        assert_eq!(allocator.take(id(2), &room).expect("room"), Some(DataBlock::new(17)));
+        assert_eq!(take(&mut allocator, id(2)), Some(DataBlock::new(17)));
         allocator.grow(3001);
-        assert_eq!(allocator.take(id(3), &room).expect("room"), Some(DataBlock::new(3000)));
+        assert_eq!(take(&mut allocator, id(3)), Some(DataBlock::new(3000)));
     }
 
     #[test]
-    fn a_full_file_system_is_out_of_space() {
-        let mut allocator = allocator(5000);
-        let room = Room(3);
-        for _ in 0..3 {
-            allocator.take(id(0), &room).expect("room").expect("free");
+    fn the_next_window_is_opened_ahead_and_follows() {
+        let mut allocator = allocator(10_000);
+        for step in 0..WINDOW / 2 {
+            assert!(!allocator.wants_ahead(), "at {step}");
+            take(&mut allocator, id(0)).expect("free");
         }
-        let error = allocator.take(id(0), &room).expect_err("no room");
-        assert_eq!(error.kind(), ErrorKind::OutOfSpace);
-        assert_eq!(allocator.free(), 4997);
+        assert!(allocator.wants_ahead());
+        let (volume, window) = allocator.carve_ahead().expect("one wants a window");
+        assert_eq!((volume, window.blocks()), (id(0), (DataBlock::new(WINDOW), WINDOW)));
+        assert_eq!(allocator.carve(id(0)), Carved::Opening);
+        allocator.open(volume, Some(window));
+        for step in WINDOW / 2..2 * WINDOW {
+            assert_eq!(allocator.take(id(0)), Some(DataBlock::new(step)));
+        }
+        assert_eq!(allocator.take(id(0)), None);
+    }
+
+    #[test]
+    fn a_window_without_space_is_free_again() {
+        let mut allocator = allocator(10);
+        let Carved::Window(window) = allocator.carve(id(0)) else { panic!("all is free") };
+        assert_eq!(allocator.carve(id(1)), Carved::Nothing, "it is held while it opens");
+        allocator.open(id(0), None);
+        let again = allocator.carve(id(1));
+        assert_eq!(again, Carved::Window(window));
+        allocator.open(id(1), Some(window.first()));
+        assert_eq!(allocator.take(id(1)), Some(DataBlock::new(0)));
+        assert_eq!(allocator.free(), 9);
     }
 }

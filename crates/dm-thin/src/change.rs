@@ -23,6 +23,11 @@ pub enum Change {
     },
     /// Deletes a device, the kernel's `delete`.
     Delete(DeviceId),
+    /// Holds the metadata as this commit leaves it for readers beside the pool, the kernel's
+    /// `reserve_metadata_snap`. One at a time.
+    ReserveMetadataSnapshot,
+    /// Lets go of it, the kernel's `release_metadata_snap`.
+    ReleaseMetadataSnapshot,
     /// Exchanges the transaction id for another if it is what the caller thinks, the kernel's
     /// `set_transaction_id`.
     SetTransaction {

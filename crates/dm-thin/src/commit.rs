@@ -86,13 +86,13 @@ impl Shared {
 
     fn run_commit(&self) -> Result<Vec<DataBlock>> {
         let mut trees = self.trees.lock();
-        let (batch, comfortable) = {
+        let (batch, promise) = {
             let mut pending = self.pending.lock();
-            (pending.take(), pending.budget.comfortable())
+            (pending.take(), pending.budget.promise())
         };
         let mut freed = Vec::new();
-        let (flushed, prepared) = self
-            .side_by_side(|| self.data.flush(), || trees.prepare(&batch, comfortable, &mut freed));
+        let (flushed, prepared) =
+            self.side_by_side(|| self.data.flush(), || trees.prepare(&batch, promise, &mut freed));
         flushed?;
         let roots = prepared?;
         trees.publish(&roots)?;

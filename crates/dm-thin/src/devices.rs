@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use block_types::{Error, ErrorKind, Result};
 
-use crate::shared::metadata_full;
+use crate::share::Share;
 use crate::volume::Core;
+use crate::worst_case::Demand;
 use crate::{Change, DeviceId, Pool};
 
 impl Pool {
@@ -17,29 +18,27 @@ impl Pool {
     ///
     /// # Errors
     /// `Exists`, `NotFound`, `Invalid` as the kernel's EEXIST, ENODATA, EINVAL; `Busy` for deleting
-    /// a device that is open; `OutOfSpace` where the metadata is full and cannot grow.
+    /// a device that is open and for a second metadata snapshot; `OutOfSpace` where the metadata is
+    /// full and cannot grow.
     pub fn change(&self, changes: &[Change]) -> Result<()> {
         self.shared.check_writable()?;
         self.check_not_open(changes)?;
-        let deletes = changes
-            .iter()
-            .all(|change| matches!(change, Change::Delete(_) | Change::SetTransaction { .. }));
-        self.reserve_devices(changes.len() as u64, deletes)?;
+        let share = self.shared.share(demand(changes), changes.iter().all(frees))?;
         let targets = self.open_cores(changes.iter().filter_map(|change| match change {
             Change::Rollback { id, .. } => Some(*id),
             _ => None,
         }));
         let generation = if targets.is_empty() {
-            self.enter(changes)?
+            self.enter(changes, share)?
         } else {
-            self.exchange(changes, &targets)?
+            self.exchange(changes, share, &targets)?
         };
         self.shared.commit_to(generation)
     }
 
     /// Enters `changes`, waits for the writes in flight that saw the pool without them, and returns
     /// the commit that makes them durable.
-    fn enter(&self, changes: &[Change]) -> Result<u64> {
+    fn enter(&self, changes: &[Change], share: Share<'_>) -> Result<u64> {
         let shared_ids = changes.iter().flat_map(|change| {
             let ids = match change {
                 Change::CreateSnapshot { origin, .. } => [Some(*origin), None],
@@ -52,6 +51,7 @@ impl Pool {
         let open = self.shared.open.lock();
         let mut pending = self.shared.pending.lock();
         pending.change(&self.shared.name, changes)?;
+        share.enter(&mut pending);
         let mut origins: Vec<Arc<Core>> = Vec::new();
         for core in shared_ids.filter_map(|id| open.get(&id)?.upgrade()) {
             if let Some(state) = pending.devices.get(&core.id) {
@@ -72,7 +72,7 @@ impl Pool {
     }
 
     /// Enters `changes` with nobody in `targets`, whose content they exchange, and commits them.
-    fn exchange(&self, changes: &[Change], targets: &[Arc<Core>]) -> Result<u64> {
+    fn exchange(&self, changes: &[Change], share: Share<'_>, targets: &[Arc<Core>]) -> Result<u64> {
         let mut targets: Vec<&Arc<Core>> = targets.iter().collect();
         targets.sort_by_key(|core| core.id);
         targets.dedup_by_key(|core| core.id);
@@ -81,7 +81,7 @@ impl Pool {
         for core in &targets {
             core.gate.store(true, Ordering::SeqCst);
         }
-        let done = self.enter(changes).and_then(|generation| {
+        let done = self.enter(changes, share).and_then(|generation| {
             self.shared.commit_to(generation)?;
             for core in &targets {
                 core.table.reset();
@@ -92,21 +92,6 @@ impl Pool {
             core.gate.store(false, Ordering::SeqCst);
         }
         done
-    }
-
-    /// Takes the metadata that changes of `count` devices may need.
-    pub(crate) fn reserve_devices(&self, count: u64, deletes: bool) -> Result<()> {
-        for _ in 0..2 {
-            let generation = {
-                let mut pending = self.shared.pending.lock();
-                if pending.budget.take_devices(count, deletes) {
-                    return Ok(());
-                }
-                pending.generation
-            };
-            self.shared.commit_to(generation)?;
-        }
-        Err(metadata_full(&self.shared.name))
     }
 
     /// What those of `ids` that somebody has open share.
@@ -127,4 +112,23 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+/// The metadata that the commit of `changes` may need.
+fn demand(changes: &[Change]) -> Demand {
+    let devices = changes.iter().map(|change| match change {
+        // A block of its own, and the counts of two roots. Every node is shared from then on, which
+        // later commits see in the shape of the trees.
+        Change::ReserveMetadataSnapshot | Change::ReleaseMetadataSnapshot => 4,
+        _ => 1,
+    });
+    Demand::devices(devices.sum())
+}
+
+/// Whether a change can only give space back: it may use what is kept in reserve for that.
+fn frees(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Delete(_) | Change::ReleaseMetadataSnapshot | Change::SetTransaction { .. }
+    )
 }

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use block_types::{Error, ErrorKind, Result};
 
-use crate::admission::{Budget, TreeShape};
+use crate::admission::Budget;
+use crate::worst_case::TreeShape;
 use crate::{Change, DataBlock, DeviceId, GuestBlock, Mapping, Time};
 
 /// A change that the next commit applies to the trees.
@@ -27,6 +28,10 @@ pub(crate) enum Op {
     SetTransaction { new: u64 },
     /// The data device has so many blocks now.
     GrowData { blocks: u64 },
+    /// What the batch comes to is held as the metadata snapshot, unless it is released again.
+    HoldRoot,
+    /// The metadata snapshot is let go.
+    ReleaseRoot,
 }
 
 impl Op {
@@ -37,7 +42,10 @@ impl Op {
             Self::Create { id } | Self::Delete { id } => (Some(id), None),
             Self::Snapshot { id, origin, .. } => (Some(id), Some(origin)),
             Self::Rollback { id, source, .. } => (Some(id), Some(source)),
-            Self::SetTransaction { .. } | Self::GrowData { .. } => (None, None),
+            Self::SetTransaction { .. }
+            | Self::GrowData { .. }
+            | Self::HoldRoot
+            | Self::ReleaseRoot => (None, None),
         };
         one.into_iter().chain(other)
     }
@@ -77,6 +85,8 @@ pub(crate) struct Pending {
     pub(crate) time: Time,
     pub(crate) transaction: u64,
     pub(crate) data_blocks: u64,
+    /// Whether a metadata snapshot is held.
+    pub(crate) holds_root: bool,
     pub(crate) budget: Budget,
 }
 
@@ -115,12 +125,12 @@ impl Pending {
         device: DeviceId,
         at: GuestBlock,
         block: DataBlock,
-        was: bool,
+        replaces: bool,
     ) -> Mapping {
         let mapping = Mapping { block, time: self.time };
         self.changed.insert(device, self.generation);
         self.ops.push(Op::Map { device, at, to: Some(mapping) });
-        if !was && let Some(state) = self.devices.get_mut(&device) {
+        if !replaces && let Some(state) = self.devices.get_mut(&device) {
             state.mapped = state.mapped.saturating_add(1);
         }
         mapping
@@ -138,15 +148,15 @@ impl Pending {
     /// Enters all of `changes`, or none of them where one is not possible.
     ///
     /// # Errors
-    /// `Exists`, `NotFound` and `Invalid` as the kernel's EEXIST, ENODATA and EINVAL; `Unsupported`
-    /// once the pool's time is used up.
+    /// `Exists`, `NotFound`, `Invalid` and `Busy` as the kernel's EEXIST, ENODATA, EINVAL and
+    /// EBUSY; `Unsupported` once the pool's time is used up.
     pub(crate) fn change(&mut self, pool: &str, changes: &[Change]) -> Result<()> {
-        let before = (self.ops.len(), self.time, self.transaction);
+        let before = (self.ops.len(), self.time, self.transaction, self.holds_root);
         let mut undo = Vec::new();
         for change in changes {
             if let Err(error) = self.change_one(pool, *change, &mut undo) {
                 self.ops.truncate(before.0);
-                (self.time, self.transaction) = (before.1, before.2);
+                (self.time, self.transaction, self.holds_root) = (before.1, before.2, before.3);
                 for (id, state) in undo.into_iter().rev() {
                     self.put(id, state);
                 }
@@ -187,6 +197,23 @@ impl Pending {
                 self.device(pool, id)?;
                 self.replace(id, None, undo);
                 self.ops.push(Op::Delete { id });
+            }
+            Change::ReserveMetadataSnapshot => {
+                if self.holds_root {
+                    let problem = "a metadata snapshot is held already";
+                    return Err(Error::new(ErrorKind::Busy, pool, problem)
+                        .advise("release it before taking another"));
+                }
+                self.holds_root = true;
+                self.ops.push(Op::HoldRoot);
+            }
+            Change::ReleaseMetadataSnapshot => {
+                if !self.holds_root {
+                    let problem = "no metadata snapshot is held";
+                    return Err(Error::new(ErrorKind::Invalid, pool, problem));
+                }
+                self.holds_root = false;
+                self.ops.push(Op::ReleaseRoot);
             }
             Change::SetTransaction { current, new } => {
                 if current != self.transaction {

@@ -13,9 +13,11 @@ use crate::allocator::Allocator;
 use crate::commit::{end_background, start_background};
 use crate::pending::{Op, Pending};
 use crate::shared::{Parts, Shared};
+use crate::space::{end_ahead, start_ahead};
 use crate::superblock::Superblock;
 use crate::trees::{Trees, blocks_of};
 use crate::volume::{Core, ThinVolume};
+use crate::worst_case::Demand;
 use crate::{BlockSize, DataBlock, DeviceId, DeviceState};
 
 /// The fewest metadata blocks of a pool, as the kernel's tools have it: 1 MiB.
@@ -44,7 +46,7 @@ impl Default for OpenOptions {
 /// Dropping it commits what waits, as [`Pool::close`] does, but tells nobody if that fails.
 pub struct Pool {
     pub(crate) shared: Arc<Shared>,
-    background: Mutex<Option<JoinHandle<()>>>,
+    background: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -88,12 +90,17 @@ impl Pool {
     ) -> Result<Arc<Self>> {
         let superblock = Superblock::read(&*metadata)?;
         let read_only = why_read_only(&superblock, &*metadata, &*data, options);
-        let trees = Trees::open(metadata, superblock)?;
+        let trees = Trees::open(metadata, superblock, options.background)?;
         check_data_size(&trees, &*data)?;
         let shared = Arc::new(Shared::new(parts(name, data, trees, options, read_only)));
         let runs = options.background && shared.is_writable();
-        let background = runs.then(|| start_background(&shared)).transpose()?;
-        Ok(Arc::new(Self { shared, background: Mutex::new(background) }))
+        let pool = Self { shared, background: Mutex::default() };
+        if runs {
+            for start in [start_background, start_ahead] {
+                pool.background.lock().push(start(&pool.shared)?);
+            }
+        }
+        Ok(Arc::new(pool))
     }
 
     /// Opens a thin device as a volume of `size`. The pool keeps no sizes: that is the volume
@@ -194,11 +201,12 @@ impl Pool {
         if self.shared.data.size() < bytes {
             self.shared.data.resize(bytes)?;
         }
-        self.reserve_devices(1, false)?;
+        let share = self.shared.share(Demand::devices(1), false)?;
         let generation = {
             let mut pending = self.shared.pending.lock();
             pending.ops.push(Op::GrowData { blocks });
             pending.data_blocks = blocks;
+            share.enter(&mut pending);
             pending.generation
         };
         self.shared.commit_to(generation)?;
@@ -230,10 +238,11 @@ impl Pool {
 
     fn end_background(&self) {
         end_background(&self.shared);
-        if let Some(thread) = self.background.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!(pool = self.shared.name, "the commit thread panicked");
+        end_ahead(&self.shared);
+        for thread in self.background.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(pool = self.shared.name, "a thread of the pool panicked");
+            }
         }
     }
 }
@@ -297,6 +306,7 @@ fn parts(
         time: roots.time,
         transaction: roots.transaction,
         data_blocks: trees.data_map().nr_blocks(),
+        holds_root: trees.superblock().held_root().is_some(),
         changed: std::collections::HashMap::new(),
         budget: Budget::new(free, trees.shape()),
     };

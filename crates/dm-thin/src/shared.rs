@@ -9,11 +9,13 @@ use block_types::{Error, ErrorKind, Result};
 use parking_lot::{Condvar, Mutex, RwLock};
 use persistent_data::BlockStore;
 
-use crate::allocator::{Allocator, DataSpace, out_of_data_space};
+use crate::allocator::Allocator;
 use crate::commit::Progress;
 use crate::pending::Pending;
+use crate::share::Share;
 use crate::trees::Trees;
 use crate::volume::Core;
+use crate::worst_case::Demand;
 use crate::{BlockSize, DataBlock, DeviceId, GuestBlock, Mapping};
 
 /// An open pool, as its volumes and its commits see it.
@@ -27,6 +29,10 @@ pub(crate) struct Shared {
     pub(crate) leases: LeaseSet,
     pub(crate) pending: Mutex<Pending>,
     pub(crate) allocator: Mutex<Allocator>,
+    /// A volume has used up half of its window.
+    pub(crate) space_wanted: Condvar,
+    /// A window was opened, or could not be.
+    pub(crate) window_opened: Condvar,
     pub(crate) trees: Mutex<Trees>,
     /// Committed metadata blocks, for reading mapping trees beside a commit.
     pub(crate) store: Arc<BlockStore>,
@@ -65,7 +71,8 @@ pub(crate) struct Parts {
 pub(crate) struct Prepared<'p> {
     shared: &'p Shared,
     block: DataBlock,
-    published: bool,
+    /// Gone once it is published.
+    share: Option<Share<'p>>,
 }
 
 impl Shared {
@@ -79,6 +86,8 @@ impl Shared {
             leases: LeaseSet::new(),
             pending: Mutex::new(parts.pending),
             allocator: Mutex::new(parts.allocator),
+            space_wanted: Condvar::new(),
+            window_opened: Condvar::new(),
             store: Arc::clone(parts.trees.store()),
             trees: Mutex::new(parts.trees),
             reading: RwLock::new(()),
@@ -131,48 +140,14 @@ impl Shared {
         self.writable.store(false, Ordering::SeqCst);
     }
 
-    /// Takes a data block for `device`, and the metadata that mapping it may need.
+    /// Takes a data block for `device`, and the metadata that `change`, mapping it, may need.
     ///
     /// # Errors
     /// `OutOfSpace` where one of them is used up and cannot grow; nothing has happened then.
-    pub(crate) fn prepare(&self, device: DeviceId) -> Result<Prepared<'_>> {
-        self.reserve_mapping()?;
-        match self.take_block(device) {
-            Ok(block) => Ok(Prepared { shared: self, block, published: false }),
-            Err(error) => {
-                self.pending.lock().budget.give_back();
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes the metadata that one change of a mapping may need. Where it is used up a commit
-    /// settles what the accepted changes really need, and grows the metadata if it can.
-    pub(crate) fn reserve_mapping(&self) -> Result<()> {
-        for _ in 0..2 {
-            self.check_writable()?;
-            let mut pending = self.pending.lock();
-            if pending.budget.take(1) {
-                return Ok(());
-            }
-            let generation = pending.generation;
-            drop(pending);
-            self.commit_to(generation)?;
-        }
-        Err(metadata_full(&self.name))
-    }
-
-    fn take_block(&self, device: DeviceId) -> Result<DataBlock> {
-        let space = DataSpace { device: &*self.data, block_size: self.block_size };
-        if let Some(block) = self.allocator.lock().take(device, &space)? {
-            return Ok(block);
-        }
-        // Blocks that were freed since the last commit come back with it.
-        let generation = self.pending.lock().generation;
-        self.commit_to(generation)?;
-        self.wait_for_reclaim();
-        let block = self.allocator.lock().take(device, &space)?;
-        block.ok_or_else(|| out_of_data_space(&self.name))
+    pub(crate) fn prepare(&self, device: DeviceId, change: Demand) -> Result<Prepared<'_>> {
+        let share = self.share(change, false)?;
+        let block = self.take_block(device)?;
+        Ok(Prepared { shared: self, block, share: Some(share) })
     }
 }
 
@@ -182,11 +157,12 @@ impl Prepared<'_> {
         self.block
     }
 
-    /// Maps `at` of `core` to the block, whose data is written. `was` says if it was mapped before.
-    pub(crate) fn publish(mut self, core: &Core, at: GuestBlock, was: bool) -> Mapping {
-        self.published = true;
+    /// Maps `at` of `core` to the block, whose data is written.
+    pub(crate) fn publish(mut self, core: &Core, at: GuestBlock) -> Mapping {
+        let share = self.share.take().expect("published once");
         let mut pending = self.shared.pending.lock();
-        let mapping = pending.map(core.id, at, self.block, was);
+        let mapping = pending.map(core.id, at, self.block, share.replaces());
+        share.enter(&mut pending);
         core.table.set(at, Some(mapping));
         core.dirty.store(pending.generation, Ordering::SeqCst);
         if pending.budget.is_strained() {
@@ -198,15 +174,8 @@ impl Prepared<'_> {
 
 impl Drop for Prepared<'_> {
     fn drop(&mut self) {
-        if !self.published {
-            self.shared.pending.lock().budget.give_back();
+        if self.share.is_some() {
             self.shared.allocator.lock().give_back(self.block);
         }
     }
-}
-
-/// The answer to a change whose commit might not find room in the metadata.
-pub(crate) fn metadata_full(pool: &str) -> Error {
-    Error::new(ErrorKind::OutOfSpace, pool, "the pool's metadata is full and cannot grow")
-        .advise("free space on its file system, or delete snapshots")
 }

@@ -3,10 +3,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use block_types::{ByteCount, ErrorKind, Result};
-use persistent_data::MetaBlock;
+use block_types::{ByteCount, Error, ErrorKind, Result};
+use persistent_data::btree::{MAX_DEPTH, Node};
+use persistent_data::{BlockStore, MetaBlock};
 
-use crate::{CheckReport, DeviceId, Difference, GuestBlock, Mapping, Pool};
+use crate::trees::blocks_of;
+use crate::{CheckReport, DeviceId, Difference, Discards, GuestBlock, Mapping, Pool};
 
 /// How full a pool is, and in what state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct PoolStatus {
     pub metadata_used: u64,
     /// Metadata blocks in all.
     pub metadata_total: u64,
+    /// Metadata blocks that the device has room for; more of them come into use with a commit.
+    pub metadata_device: u64,
     /// Data blocks in use.
     pub data_used: u64,
     /// Data blocks in all.
@@ -35,15 +39,31 @@ pub struct PoolStatus {
     pub read_only: Option<String>,
     /// Whether that is not what its opener chose.
     pub degraded: bool,
+    /// What becomes of discarded space.
+    pub discards: Discards,
+}
+
+/// How full a thin device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThinStatus {
+    /// Its size, which the pool does not keep.
+    pub size: ByteCount,
+    /// Bytes of a data block.
+    pub block_size: ByteCount,
+    /// Blocks that are mapped.
+    pub mapped: u64,
+    /// The last block that is mapped.
+    pub highest: Option<GuestBlock>,
 }
 
 impl Pool {
     /// How full the pool is, and in what state.
     pub fn status(&self) -> PoolStatus {
-        let (held_root, needs_check, metadata) = {
+        let (held_root, needs_check, metadata, metadata_device) = {
             let trees = self.shared.trees.lock();
             let superblock = trees.superblock();
-            (superblock.held_root(), superblock.needs_check(), trees.metadata_blocks())
+            let device = blocks_of(&**trees.store().device());
+            (superblock.held_root(), superblock.needs_check(), trees.metadata_blocks(), device)
         };
         let (free, total) = metadata;
         let data_free = self.shared.allocator.lock().free();
@@ -54,6 +74,7 @@ impl Pool {
             time: pending.time.get(),
             metadata_used: total - free,
             metadata_total: total,
+            metadata_device,
             data_used: pending.data_blocks - data_free,
             data_total: pending.data_blocks,
             block_size: self.shared.block_size.bytes(),
@@ -62,7 +83,46 @@ impl Pool {
             needs_check,
             degraded: reason.as_ref().is_some_and(|(kind, _)| *kind != ErrorKind::ReadOnly),
             read_only: reason.map(|(_, reason)| reason),
+            discards: self.discards(),
         }
+    }
+
+    fn discards(&self) -> Discards {
+        let limits = self.shared.data.limits();
+        // A device that is open for reading takes no discards now, but will.
+        if self.shared.passdown && (limits.discards || limits.read_only) {
+            Discards::PassedDown
+        } else {
+            Discards::Kept
+        }
+    }
+
+    /// The kernel's status line of the pool, as a commit leaves it.
+    ///
+    /// # Errors
+    /// What stops the commit.
+    pub fn status_line(&self) -> Result<String> {
+        self.commit_if_writable()?;
+        Ok(self.status().line())
+    }
+
+    /// How full a device is, as a commit leaves it. `size` is what the volume manager gives it.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such device.
+    pub fn thin_status(&self, id: DeviceId, size: ByteCount) -> Result<ThinStatus> {
+        self.commit_if_writable()?;
+        let trees = self.shared.trees.lock();
+        let device = trees.devices().get(&id).copied().ok_or_else(|| {
+            let object = format!("{}, device {id}", self.shared.name);
+            Error::new(ErrorKind::NotFound, object, "there is no such device")
+        })?;
+        Ok(ThinStatus {
+            size,
+            block_size: self.shared.block_size.bytes(),
+            mapped: device.state.mapped,
+            highest: highest(trees.store(), device.root)?,
+        })
     }
 
     /// Calls `each` with the blocks that the two devices map differently: the guest block, and what
@@ -106,4 +166,18 @@ impl Pool {
     fn commit_if_writable(&self) -> Result<()> {
         if self.shared.is_writable() { self.commit() } else { Ok(()) }
     }
+}
+
+/// The last key of the tree at `root`: down its right edge.
+fn highest(store: &BlockStore, root: MetaBlock) -> Result<Option<GuestBlock>> {
+    let mut at = root;
+    for _ in 0..MAX_DEPTH {
+        let node = Node::read(store, at)?;
+        match node.len().checked_sub(1) {
+            Some(last) if !node.is_leaf() => at = node.child(last),
+            last => return Ok(last.map(|last| GuestBlock::new(node.key(last)))),
+        }
+    }
+    let problem = "is the root of a tree that is too deep, perhaps a loop";
+    Err(Error::new(ErrorKind::Corrupt, format!("metadata block {root}"), problem))
 }

@@ -3,9 +3,11 @@
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, Error, ErrorKind, Result};
 use persistent_data::{BLOCK_SIZE, BlockKind, MetaBlock, SpaceMapRoot, seal, verify};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::layout::{MAGIC, METADATA_BLOCK_SECTORS, NEEDS_CHECK, SuperblockLayout, VERSION};
+use crate::layout::{
+    MAGIC, METADATA_BLOCK_SECTORS, NEEDS_CHECK, RootField, SuperblockLayout, VERSION,
+};
 use crate::{BlockSize, Time};
 
 /// A superblock that was checked, with every byte it was read from.
@@ -113,6 +115,27 @@ impl Superblock {
         self.bytes[..size_of::<SuperblockLayout>()].copy_from_slice(self.layout.as_bytes());
         seal(&mut self.bytes[..], BlockKind::Superblock, LOCATION);
         metadata.write_at(&self.bytes[..], ByteOffset::ZERO)
+    }
+
+    /// Names another block as that of the metadata snapshot, or none, from the next write on.
+    pub(crate) fn hold(&mut self, at: Option<MetaBlock>) {
+        self.layout.held_root = at.map_or(0, MetaBlock::get).into();
+    }
+
+    /// What a metadata snapshot of `roots` is: the superblock with the trees that they name, and
+    /// without space maps, which it does not keep, and a snapshot of its own. Not sealed.
+    pub(crate) fn snapshot(&self, roots: &Roots) -> [u8; BLOCK_SIZE] {
+        let mut layout = self.layout;
+        layout.time = roots.time.get().into();
+        layout.transaction = roots.transaction.into();
+        layout.mappings = roots.mappings.get().into();
+        layout.details = roots.details.get().into();
+        layout.held_root = 0.into();
+        layout.data_map = RootField::new_zeroed();
+        layout.metadata_map = RootField::new_zeroed();
+        let mut bytes = *self.bytes;
+        bytes[..size_of::<SuperblockLayout>()].copy_from_slice(layout.as_bytes());
+        bytes
     }
 
     /// The roots it names.

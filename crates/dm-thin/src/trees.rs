@@ -6,24 +6,26 @@
 //! follows when they are durable.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
-use persistent_data::btree::{NoRefs, Record, apply, empty, release, touch, walk};
+use persistent_data::btree::{NoRefs, apply, empty, prefetch, release, touch};
 use persistent_data::space_map::COUNTS_PER_BITMAP;
 use persistent_data::{BLOCK_SIZE, BlockStore, DiskSpaceMap, MetaBlock, Transaction};
 
-use crate::admission::TreeShape;
-use crate::layout::DetailsLayout;
+use crate::details::{Details, Device, read_devices};
+use crate::held_root;
 use crate::pending::{Batch, Op};
 use crate::refs::{DataRefs, RootRefs};
 use crate::superblock::{Roots, Superblock};
+use crate::worst_case::TreeShape;
 use crate::{DataBlock, DeviceId, DeviceState, GuestBlock, Mapping, Time};
 
 /// Clean metadata blocks that are kept in memory: 16 MiB.
 const CACHE_BLOCKS: usize = 4096;
+/// Changes of mappings that are applied together: their leaves are to fit into the cache.
+const TOGETHER: usize = CACHE_BLOCKS / 4;
 /// Blocks that one bitmap of a space map counts.
 const BITMAP_ENTRIES: u64 = COUNTS_PER_BITMAP as u64;
 
@@ -42,13 +44,17 @@ pub(crate) struct Trees {
     time: Time,
     transaction: u64,
     devices: BTreeMap<DeviceId, Device>,
+    /// Whether nodes are read side by side; off where runs must repeat exactly.
+    parallel: bool,
 }
 
-/// A device in the trees.
+/// What admission says of a batch, in metadata blocks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Device {
-    pub(crate) state: DeviceState,
-    pub(crate) root: MetaBlock,
+pub(crate) struct Promise {
+    /// What its commit takes at worst.
+    pub(crate) most: u64,
+    /// Free blocks under which the metadata should grow before.
+    pub(crate) comfortable: u64,
 }
 
 impl Trees {
@@ -80,12 +86,20 @@ impl Trees {
     }
 
     /// Opens the metadata that `superblock` names.
-    pub(crate) fn open(metadata: Arc<dyn BlockDevice>, superblock: Superblock) -> Result<Self> {
+    pub(crate) fn open(
+        metadata: Arc<dyn BlockDevice>,
+        superblock: Superblock,
+        parallel: bool,
+    ) -> Result<Self> {
         let name = metadata.name().to_owned();
-        Self::read(metadata, superblock).map_err(|error| error.within(&name))
+        Self::read(metadata, superblock, parallel).map_err(|error| error.within(&name))
     }
 
-    fn read(metadata: Arc<dyn BlockDevice>, superblock: Superblock) -> Result<Self> {
+    fn read(
+        metadata: Arc<dyn BlockDevice>,
+        superblock: Superblock,
+        parallel: bool,
+    ) -> Result<Self> {
         let store = Arc::new(BlockStore::new(Arc::clone(&metadata), CACHE_BLOCKS));
         let roots = superblock.roots();
         let txn = Transaction::open(Arc::clone(&store), &roots.metadata_map)?;
@@ -102,6 +116,7 @@ impl Trees {
             time: roots.time,
             transaction: roots.transaction,
             devices,
+            parallel,
         })
     }
 
@@ -110,15 +125,23 @@ impl Trees {
     pub(crate) fn prepare(
         &mut self,
         batch: &Batch,
-        comfortable: u64,
+        promise: Promise,
         freed: &mut Vec<DataBlock>,
     ) -> Result<Roots> {
-        if self.txn.free_blocks() < comfortable {
-            self.grow_metadata(comfortable);
+        if self.txn.free_blocks() < promise.comfortable {
+            self.grow_metadata(promise.comfortable);
         }
+        let room = self.txn.free_blocks();
         self.apply(batch, freed)?;
         let data_map = self.data_map.commit(&mut self.txn)?;
         let metadata_map = self.txn.seal()?;
+        debug_assert!(
+            room - self.txn.free_blocks() <= promise.most,
+            "a commit of {} changes took {} metadata blocks, not {} at most",
+            batch.ops.len(),
+            room - self.txn.free_blocks(),
+            promise.most
+        );
         self.txn.write()?;
         self.metadata.flush()?;
         Ok(Roots {
@@ -178,6 +201,7 @@ impl Trees {
             data_allocated: self.data_map.allocated(),
             data_overflow: self.data_map.counts().overflowing(),
             metadata_bitmaps: self.txn.nr_blocks().div_ceil(BITMAP_ENTRIES),
+            metadata_allocated: self.txn.counts().allocated(),
             metadata_overflow: self.txn.counts().overflowing(),
         }
     }
@@ -191,7 +215,7 @@ impl Trees {
     /// Grows the metadata where the device can; where it cannot, admission does its work.
     fn grow_metadata(&mut self, comfortable: u64) {
         let now = self.txn.nr_blocks();
-        let wanted = (now + now / 4).max(now + 2 * comfortable).min(Transaction::MAX_BLOCKS);
+        let wanted = (now + now / 4).max(now + comfortable).min(Transaction::MAX_BLOCKS);
         if wanted == now {
             return;
         }
@@ -217,7 +241,35 @@ impl Trees {
             self.apply_device(*op, &mut touched, freed)?;
         }
         self.apply_mappings(&mut mappings, &mut touched, freed)?;
-        self.apply_touched(&touched)
+        self.apply_touched(&touched)?;
+        self.hold_root(batch)
+    }
+
+    /// Takes the metadata snapshot that the batch asks for: of all that it comes to, so that no
+    /// change of the same commit finds the nodes shared that it has just copied.
+    fn hold_root(&mut self, batch: &Batch) -> Result<()> {
+        let mut last = batch.ops.iter().rev();
+        let last = last.find(|op| matches!(op, Op::HoldRoot | Op::ReleaseRoot));
+        if last == Some(&Op::HoldRoot) {
+            let roots = Roots {
+                time: self.time,
+                transaction: self.transaction,
+                mappings: self.mappings,
+                details: self.details,
+                ..self.superblock.roots()
+            };
+            let at = held_root::reserve(&mut self.txn, &self.superblock, &roots)?;
+            self.superblock.hold(Some(at));
+        }
+        Ok(())
+    }
+
+    fn release_root_held(&mut self, freed: &mut Vec<DataBlock>) -> Result<()> {
+        if let Some(at) = self.superblock.held_root() {
+            held_root::let_go(&mut self.txn, &mut self.data_map, at, freed)?;
+            self.superblock.hold(None);
+        }
+        Ok(())
     }
 
     /// Where a metadata snapshot shares the tree of roots, each root that the batch may change is
@@ -241,7 +293,8 @@ impl Trees {
         freed: &mut Vec<DataBlock>,
     ) -> Result<()> {
         match op {
-            Op::Map { .. } => {}
+            Op::Map { .. } | Op::HoldRoot => {}
+            Op::ReleaseRoot => self.release_root_held(freed)?,
             Op::Create { id } => {
                 let root = empty::<u64>(&mut self.txn)?;
                 let state = self.newborn(0);
@@ -322,12 +375,17 @@ impl Trees {
         for changes in mappings.chunk_by(|one, other| one.0 == other.0) {
             let id = changes[0].0;
             let mut device = self.device(id)?;
-            let changes = last_of_each(changes, freed);
-            let mut refs = DataRefs { map: &mut self.data_map, freed };
-            let applied = apply(&mut self.txn, device.root, &changes, &mut refs)?;
-            device.root = applied.root;
-            let mapped = device.state.mapped.saturating_add(applied.inserted);
-            device.state.mapped = mapped.saturating_sub(applied.removed);
+            for changes in last_of_each(changes, freed).chunks(TOGETHER) {
+                if self.parallel {
+                    let keys: Vec<u64> = changes.iter().map(|change| change.0).collect();
+                    prefetch(&self.txn, device.root, &keys)?;
+                }
+                let mut refs = DataRefs { map: &mut self.data_map, freed };
+                let applied = apply(&mut self.txn, device.root, changes, &mut refs)?;
+                device.root = applied.root;
+                let mapped = device.state.mapped.saturating_add(applied.inserted);
+                device.state.mapped = mapped.saturating_sub(applied.removed);
+            }
             self.put(id, Some(device), touched);
         }
         mappings.clear();
@@ -353,31 +411,6 @@ impl Trees {
 /// Devices that a batch made, changed or (`None`) deleted.
 type Touched = BTreeMap<DeviceId, Option<Device>>;
 
-/// The details of a device as a tree's value.
-type Details = DetailsLayout;
-
-impl Record for Details {}
-
-impl Details {
-    fn of(state: &DeviceState) -> Self {
-        Self {
-            mapped: state.mapped.into(),
-            transaction: state.transaction.into(),
-            created: state.created.get().into(),
-            snapshotted: state.snapshotted.get().into(),
-        }
-    }
-
-    fn state(self) -> DeviceState {
-        DeviceState {
-            mapped: self.mapped.get(),
-            transaction: self.transaction.get(),
-            created: Time::new(self.created.get()),
-            snapshotted: Time::new(self.snapshotted.get()),
-        }
-    }
-}
-
 /// Sorted changes of one device with only the last of each block. A block that was mapped and
 /// superseded before any tree saw it is free.
 fn last_of_each(
@@ -396,38 +429,6 @@ fn last_of_each(
         }
     }
     last
-}
-
-/// Reads all devices: those of one tree must be those of the other.
-fn read_devices(store: &BlockStore, roots: &Roots) -> Result<BTreeMap<DeviceId, Device>> {
-    let mut found = BTreeMap::new();
-    walk(store, roots.mappings, 0, &mut |key, root: u64| {
-        found.insert(key, MetaBlock::new(root));
-        ControlFlow::Continue(())
-    })?;
-    let mut devices = BTreeMap::new();
-    let mut stray = None;
-    walk(store, roots.details, 0, &mut |key, details: Details| {
-        let id = u32::try_from(key).ok().and_then(|id| DeviceId::new(id).ok());
-        match (id, found.remove(&key)) {
-            (Some(id), Some(root)) => {
-                devices.insert(id, Device { state: details.state(), root });
-                ControlFlow::Continue(())
-            }
-            _ => {
-                stray = Some(key);
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    match stray.or_else(|| found.into_keys().next()) {
-        None => Ok(devices),
-        Some(id) => {
-            let problem = format!("device {id} is in one of the two device trees only");
-            Err(Error::new(ErrorKind::Corrupt, store.device().name(), problem)
-                .advise("repair it with thin_repair"))
-        }
-    }
 }
 
 /// Whole metadata blocks of a device, as many as the format can use.

@@ -7,6 +7,7 @@ use block_io::{AlignedBuf, ZeroMode};
 use block_types::{ByteCount, ByteOffset, ByteRange, Result};
 
 use crate::volume::ThinVolume;
+use crate::worst_case::Demand;
 use crate::{DataBlock, Mapping};
 
 /// A block is put together and written in pieces of at most this size; a usual block is one piece.
@@ -52,10 +53,11 @@ impl ThinVolume {
             // will be, that it is in the volume, so the copy has to have it.
             self.core.settle(&self.shared.leases);
         }
-        let prepared = self.shared.prepare(self.core.id)?;
+        let change = if old.is_some() { Demand::REPLACED } else { Demand::MOVED };
+        let prepared = self.shared.prepare(self.core.id, change)?;
         self.write_block(prepared.block(), old, inside, piece.len, fill)?;
         // DATA-FIRST: the block is written; what makes the mapping durable flushes the data before.
-        prepared.publish(&self.core, block, old.is_some());
+        prepared.publish(&self.core, block);
         Ok(())
     }
 
@@ -110,9 +112,10 @@ impl ThinVolume {
         if self.lookup(block)?.is_none() {
             return Ok(());
         }
-        self.shared.reserve_mapping()?;
+        let share = self.shared.share(Demand::MOVED, false)?;
         let mut pending = self.shared.pending.lock();
         pending.unmap(self.core.id, block);
+        share.enter(&mut pending);
         self.core.table.set(block, None);
         self.core.dirty.store(pending.generation, Ordering::SeqCst);
         Ok(())

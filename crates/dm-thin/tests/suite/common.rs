@@ -246,7 +246,9 @@ impl Model {
             Change::Delete(id) => {
                 self.devices.remove(&id);
             }
-            Change::SetTransaction { .. } => {}
+            Change::SetTransaction { .. }
+            | Change::ReserveMetadataSnapshot
+            | Change::ReleaseMetadataSnapshot => {}
         }
     }
 

@@ -1,9 +1,15 @@
 //! Thin pools against the model, power failures, faults, and the peers.
 
+mod check;
 mod common;
 mod crash;
 mod faults;
 mod fixtures;
+mod held_root;
 mod kernel;
+mod messages;
 mod model;
+mod promise;
+mod repair;
 mod threads;
+mod tools;

@@ -2,12 +2,15 @@
 //! goes, blocking calls where not; and snapshots, rollbacks and discards in between.
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use block_io::{BlockDevice, CacheMode, FileOptions, HostFile, Intent, Place};
-use block_types::{ByteCount, ByteOffset, ByteRange};
+use block_io::{
+    BlockDevice, CacheMode, FileOptions, HostFile, Intent, Limits, MemoryDevice, Place, ZeroMode,
+};
+use block_types::{ByteCount, ByteOffset, ByteRange, Extent, Result};
 use dm_thin::{BlockSize, Change, OpenOptions, Pool, ThinVolume};
 
 use crate::common::{BLOCK, id};
@@ -202,4 +205,101 @@ fn a_copy_has_the_writes_that_a_snapshot_overtook() {
     assert_eq!((byte(0), byte(4096), byte(8192)), (2, 3, 1));
     drop(volume);
     pool.close().expect("closed");
+}
+
+/// A data device whose flushes can be held up.
+struct Slow {
+    device: MemoryDevice,
+    begun: AtomicU64,
+    /// Flushes beyond this many wait.
+    allowed: AtomicU64,
+}
+
+impl Slow {
+    fn wait_for(&self, flushes: u64) {
+        while self.begun.load(Ordering::SeqCst) < flushes {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl BlockDevice for Slow {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn size(&self) -> ByteCount {
+        self.device.size()
+    }
+
+    fn limits(&self) -> Limits {
+        self.device.limits()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: ByteOffset) -> Result<()> {
+        self.device.read_at(buffer, at)
+    }
+
+    fn write_at(&self, bytes: &[u8], at: ByteOffset) -> Result<()> {
+        self.device.write_at(bytes, at)
+    }
+
+    fn zero(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
+        self.device.zero(range, mode)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.device.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst);
+        while self.allowed.load(Ordering::SeqCst) <= number {
+            std::thread::yield_now();
+        }
+        self.device.flush()
+    }
+
+    fn extents(
+        &self,
+        range: ByteRange,
+        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.device.extents(range, each)
+    }
+}
+
+/// FLUSH-HOLDS: a write in place that a running commit's flush of the data may have missed is
+/// flushed by whoever asks for it after.
+#[test]
+fn a_flush_covers_what_was_written_while_a_commit_ran() {
+    let metadata: Arc<dyn BlockDevice> =
+        Arc::new(MemoryDevice::new("metadata", ByteCount::new(4 << 20)));
+    let slow = Arc::new(Slow {
+        device: MemoryDevice::new("data", ByteCount::new(64 * BLOCK)),
+        begun: AtomicU64::new(0),
+        allowed: AtomicU64::new(u64::MAX),
+    });
+    let size = BlockSize::new(ByteCount::new(BLOCK)).expect("a block size");
+    Pool::format(&metadata, &*slow, size).expect("formatted");
+    let options = OpenOptions { background: false, ..OpenOptions::default() };
+    let pool = Pool::open("pool", metadata, slow.clone(), options).expect("opened");
+    pool.change(&[Change::CreateThin(id(0))]).expect("made");
+    let volume = pool.open_volume(id(0), "thin", SIZE, false).expect("opened");
+    volume.write_at(&[1; 512], ByteOffset::ZERO).expect("written");
+    volume.flush().expect("flushed");
+    // A new mapping, whose commit gets as far as the flush of the data.
+    volume.write_at(&[1; 512], ByteOffset::new(BLOCK)).expect("written");
+    let before = slow.begun.load(Ordering::SeqCst);
+    slow.allowed.store(before, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| volume.flush().expect("flushed"));
+        slow.wait_for(before + 1);
+        volume.write_at(&[2; 512], ByteOffset::ZERO).expect("written in place");
+        let other = scope.spawn(|| volume.flush().expect("flushed"));
+        slow.allowed.store(u64::MAX, Ordering::SeqCst);
+        one.join().expect("no panic");
+        other.join().expect("no panic");
+    });
+    assert!(slow.begun.load(Ordering::SeqCst) >= before + 2, "no flush began after the write");
 }

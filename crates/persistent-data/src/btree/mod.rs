@@ -5,8 +5,8 @@
 //! a root; what a node's entries refer to is counted once for the node, however many trees share
 //! it.
 //!
-//! Reading ([`lookup`], [`prefetch`], [`walk`], [`visit_nodes`]) works on whatever blocks can be read from;
-//! changing ([`empty`], [`apply`], [`touch`], [`release`]) needs a
+//! Reading ([`lookup`], [`prefetch`], [`walk`], [`visit_nodes`]) works on whatever blocks can be
+//! read from; changing ([`empty`], [`apply`], [`touch`], [`release`]) needs a
 //! [`Transaction`](crate::Transaction).
 
 mod balance;
