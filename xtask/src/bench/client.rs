@@ -118,7 +118,8 @@ impl Client {
         self.play(load, &mut next)
     }
 
-    /// One request at a time, one every `interval`: what a client feels that does not fill the disk.
+    /// One request at a time, one every `interval`: what a client feels that does not fill the
+    /// disk.
     pub(super) fn watch_paced(
         &mut self,
         load: Load,

@@ -33,8 +33,8 @@ const NOTES: &[(&str, &str, &str)] = &[
         "direct 1M read",
         "",
         "the way through the socket: the bare file reaches 1.1 GB/s, and 8 requests of a megabyte \
-         that each pass the socket before the next one comes reach 0.89 of that; it takes a quarter \
-         of qemu-nbd's processor time.",
+         that each pass the socket before the next one comes reach 0.89 of that, with a quarter of \
+         qemu-nbd's processor time.",
     ),
     (
         "direct 1M write",

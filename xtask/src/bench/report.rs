@@ -78,12 +78,13 @@ page cache, which holds all data in single pages when a row begins; *direct* goe
 bare file is driven by fio: blocking calls where cached, io_uring where direct.
 
 In *snapshot-stall* the volume's metadata maps all of it over a sparse file, and a client writes \
-4 KiB at random, nearly always to a block that an earlier snapshot shares: as fast as it can, 32 at \
-a time (*qd32*, which fills the disk with copies of blocks), or one at a time, 2,000 a second. The \
-figure is the median over the snapshots of the longest time from a request to its answer in the \
-half second around a snapshot, beside the same in half seconds without one. A *silence* is a time without any answer. In *snapshot-read* both volumes lie on the \
-disk in the same way: the one without snapshots is a copy of the other whose snapshots were \
-deleted. In *first-write* every request goes to another block that a snapshot shares.
+4 KiB at random, nearly always to a block that an earlier snapshot shares: as fast as it can, 32 \
+at a time (*qd32*, which fills the disk with copies of blocks), or one at a time, 2,000 a second. \
+The figure is the median over the snapshots of the longest time from a request to its answer in \
+the half second around a snapshot, beside the same in half seconds without one. A *silence* is a \
+time without any answer. In *snapshot-read* both volumes lie on the disk in the same way: the one \
+without snapshots is a copy of the other whose snapshots were deleted. In *first-write* every \
+request goes to another block that a snapshot shares.
 
 ";
 
