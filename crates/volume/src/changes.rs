@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use crate::directory::State;
 use crate::{
-    Names, NodeName, PoolDirectory, Record, RecordedChange, SnapshotInfo, SnapshotName, VolumeInfo,
-    VolumeName,
+    Names, NamesLog, NodeName, PoolDirectory, Record, RecordedChange, SnapshotInfo, SnapshotName,
+    VolumeInfo, VolumeName,
 };
 
 impl PoolDirectory {
@@ -162,22 +162,77 @@ impl PoolDirectory {
         self.volume(new)
     }
 
-    /// Plans a change of names and devices and carries it out: first the record, durable, then the
-    /// commit whose transaction id makes it true.
+    /// Gives another name to a volume.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists` where the new name is taken.
+    pub fn rename_volume(&self, name: &VolumeName, new: &VolumeName) -> Result<VolumeInfo> {
+        self.transact(|names| {
+            names.volume(name)?;
+            names.check_free(new)?;
+            let change = RecordedChange::Rename { volume: name.clone(), name: new.clone() };
+            Ok((change, Vec::new()))
+        })?;
+        self.volume(new)
+    }
+
+    /// Gives a name to a device that has none, made by a message or by others, and the size that
+    /// only its maker knows: what lies behind a smaller one is not shown.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such device; `Exists` where it, or another, has a name.
+    pub fn name_device(
+        &self,
+        id: DeviceId,
+        name: &VolumeName,
+        size: ByteCount,
+    ) -> Result<VolumeInfo> {
+        check_size(name, size)?;
+        self.transact(|names| {
+            names.check_free(name)?;
+            let object = format!("device #{id}");
+            if let Some(named) = names.name_of(id.get()) {
+                let problem = format!("has a name already, {named}");
+                return Err(Error::new(ErrorKind::Exists, object, problem));
+            }
+            let devices = self.pool.devices();
+            let device = devices.iter().find(|(known, _)| *known == id);
+            let (_, device) = device.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, object, "there is no such device")
+                    .advise("'firn volume list' shows what there is")
+            })?;
+            let (name, born) = (name.clone(), device.transaction);
+            let change = RecordedChange::Name { name, id: id.get(), size: size.get(), born };
+            Ok((change, Vec::new()))
+        })?;
+        self.volume(name)
+    }
+
+    /// Plans a change of names and devices and carries it out.
     fn transact(
         &self,
         plan: impl FnOnce(&Names) -> Result<(RecordedChange, Vec<Change>)>,
     ) -> Result<()> {
         let mut state = self.names.lock();
-        let State { table, log } = &mut *state;
-        let (change, mut changes) = plan(table)?;
-        let (Some(log), false) = (log, self.read_only) else {
-            let reason =
-                self.pool.status().read_only.unwrap_or_else(|| "it is open read-only".into());
-            return Err(Error::new(ErrorKind::ReadOnly, self.path.display().to_string(), reason));
-        };
+        let (change, changes) = plan(&state.table)?;
+        self.record(&mut state, change, changes)
+    }
+
+    /// Carries out a change of names and devices: first the record, durable, then the commit whose
+    /// transaction id makes it true.
+    pub(crate) fn record(
+        &self,
+        state: &mut State,
+        change: RecordedChange,
+        mut changes: Vec<Change>,
+    ) -> Result<()> {
+        let State { table, log } = state;
+        let log = self.writable_log(log)?;
         let current = self.pool.transaction();
-        let transaction = current + 1;
+        let transaction = current.checked_add(1).ok_or_else(|| {
+            let problem = "has used up its transaction ids";
+            Error::new(ErrorKind::Unsupported, self.path.display().to_string(), problem)
+        })?;
         changes.push(Change::SetTransaction { current, new: transaction });
         let record = Record { transaction, at: Timestamp::now().to_string(), change };
         // On a copy, so that a change that names cannot follow is not made.
@@ -191,6 +246,18 @@ impl PoolDirectory {
         }
         *table = next;
         Ok(())
+    }
+
+    /// The log of names, if the pool takes changes.
+    pub(crate) fn writable_log<'l>(
+        &self,
+        log: &'l mut Option<NamesLog>,
+    ) -> Result<&'l mut NamesLog> {
+        log.as_mut().filter(|_| !self.read_only).ok_or_else(|| {
+            let reason = self.pool.status().read_only;
+            let reason = reason.unwrap_or_else(|| "it is open read-only".into());
+            Error::new(ErrorKind::ReadOnly, self.path.display().to_string(), reason)
+        })
     }
 
     /// The lowest device number that nobody has.

@@ -12,7 +12,7 @@ use crate::NamesLog;
 use crate::lock::PoolLock;
 
 /// Metadata to begin with; it grows as it is needed.
-const METADATA: ByteCount = ByteCount::new(16 << 20);
+pub(crate) const METADATA: ByteCount = ByteCount::new(16 << 20);
 
 /// What a new pool is like.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ fn fill(dir: &Path, size: ByteCount, block_size: BlockSize) -> Result<()> {
 }
 
 /// Makes the entries of a directory durable.
-fn sync_directory(dir: &Path) -> Result<()> {
+pub(crate) fn sync_directory(dir: &Path) -> Result<()> {
     fs::File::open(dir)
         .and_then(|handle| handle.sync_all())
         .map_err(|error| Error::io(dir.display().to_string(), "cannot sync the directory", error))

@@ -11,16 +11,28 @@ mod changes;
 mod create;
 mod describe;
 mod directory;
+mod image;
 mod lock;
+mod messages;
+mod metadata;
 mod name;
 mod names;
+mod new_file;
 mod open;
 mod report;
 
 pub use address::{NodeName, PoolAddress};
 pub use create::CreateOptions;
 pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
+pub use dm_thin::{DeviceId, Message};
+pub use image::{
+    BackingPolicy, CreateImage, DiskImage, FormatSpecific, ImageCheck, ImageFormat, ImageInfo,
+    ImageMap, ImageOptions, ImageSettings, ImageSnapshot, MapRun, RepairImage, create_image,
+    fill_image,
+};
+pub use metadata::{MetadataSource, MetadataTarget, MetadataUse, TargetOptions};
 pub use name::{SnapshotName, VolumeName};
 pub use names::{Names, NamesLog, Record, RecordedChange, parse_log};
+pub use new_file::NewFile;
 pub use open::{DeviceOptions, open_device};
 pub use report::{ChangedRange, CheckReport, PoolReport, SnapshotInfo, VolumeInfo};

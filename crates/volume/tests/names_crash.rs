@@ -7,7 +7,9 @@ use std::sync::Arc;
 use block_io::{BlockDevice, CrashWorld, MemoryDevice};
 use block_types::{ByteCount, ByteOffset, Result};
 use dm_thin::{BlockSize, Pool};
-use volume::{NamesLog, NodeName, PoolDevices, PoolDirectory, SnapshotName, VolumeName};
+use volume::{
+    DeviceId, Message, NamesLog, NodeName, PoolDevices, PoolDirectory, SnapshotName, VolumeName,
+};
 
 const SIZE: ByteCount = ByteCount::new(256 << 10);
 
@@ -50,11 +52,19 @@ fn write(pool: &PoolDirectory, node: &str, value: u8) -> Result<()> {
     pool.open_node(&node, false)?.write_at(&[value; 512], ByteOffset::ZERO)
 }
 
+fn id(number: u32) -> DeviceId {
+    DeviceId::new(number).expect("24 bits")
+}
+
+fn send(pool: &PoolDirectory, message: &str) -> Result<()> {
+    pool.message(Message::parse(message)?)
+}
+
 /// The steps of the scenario, and what is there once each of them is done: nodes, and the first
 /// byte of each.
 type Step = (fn(&PoolDirectory) -> Result<()>, &'static [(&'static str, u8)]);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 16] = [
     (|pool| pool.create_volume(&volume("db"), SIZE).map(drop), &[("db", 0)]),
     (
         |pool| {
@@ -87,14 +97,30 @@ const STEPS: [Step; 9] = [
         &[("db", 1), ("test", 3), ("test@tuesday", 3)],
     ),
     (|pool| pool.delete_volume(&volume("test"), true), &[("db", 1)]),
+    // Devices come and go by message, without a name until they are given one.
+    (|pool| send(pool, "create_thin 9"), &[("db", 1), ("#9", 0)]),
+    (|pool| pool.name_device(id(9), &volume("nine"), SIZE).map(drop), &[("db", 1), ("nine", 0)]),
+    (
+        |pool| pool.rename_volume(&volume("nine"), &volume("ten")).map(drop),
+        &[("db", 1), ("ten", 0)],
+    ),
+    (
+        |pool| {
+            let now = pool.status().transaction;
+            send(pool, &format!("set_transaction_id {now} {}", now + 10))
+        },
+        &[("db", 1), ("ten", 0)],
+    ),
+    (|pool| send(pool, "create_snap 10 9"), &[("db", 1), ("ten", 0), ("#10", 0)]),
+    (|pool| send(pool, "delete 10"), &[("db", 1), ("ten", 0)]),
+    (|pool| send(pool, "delete 9"), &[("db", 1)]),
     (|pool| pool.delete_volume(&volume("db"), false), &[]),
 ];
 
-/// The nodes that the pool knows, and that it has no device without a name.
+/// The nodes that the pool knows, devices without a name by their number.
 fn nodes(pool: &PoolDirectory) -> Vec<String> {
     let mut nodes = Vec::new();
     for volume in pool.volumes() {
-        assert!(!volume.name.starts_with('#'), "device {} has lost its name", volume.id);
         nodes.extend(
             volume.snapshots.iter().map(|snapshot| format!("{}@{}", volume.name, snapshot.name)),
         );
@@ -114,7 +140,8 @@ fn is_at(pool: &PoolDirectory, done: Option<usize>) -> bool {
         return false;
     }
     let next = done.map_or(0, |step| step + 1);
-    expected.iter().all(|(node, value)| {
+    let mut named = expected.iter().filter(|(node, _)| !node.starts_with('#'));
+    named.all(|(node, value)| {
         let read = first_byte(pool, node);
         let early = STEPS.get(next).is_some_and(|(_, after)| {
             after.iter().any(|(later, value)| later == node && *value == read)
@@ -169,4 +196,79 @@ fn every_moment_between_names_and_metadata_is_resolved() {
         moment += 1;
     }
     assert!(moment > 60, "the scenario has only {moment} operations");
+}
+
+/// A name that was given and taken away must not come true a second time, when the transaction id
+/// goes back and reaches it again.
+#[test]
+fn names_of_the_past_stay_there() {
+    let pool = || -> [Arc<dyn BlockDevice>; 3] {
+        let [metadata, data, names] = formatted();
+        [("metadata", metadata), ("data", data), ("names", names)]
+            .map(|(name, bytes)| Arc::new(MemoryDevice::from_bytes(name, bytes)) as _)
+    };
+    let devices = pool();
+    let lab = open(devices.clone()).expect("opened");
+    lab.create_volume(&volume("db"), SIZE).expect("made");
+    lab.delete_volume(&volume("db"), false).expect("deleted");
+    // Device 0 again, in the transaction in which `db` was made.
+    for message in ["set_transaction_id 2 0", "create_thin 0", "set_transaction_id 0 1"] {
+        send(&lab, message).unwrap_or_else(|error| panic!("{error}"));
+    }
+    lab.close().expect("closed");
+    drop(lab);
+    let lab = open(devices).expect("opened");
+    assert_eq!(nodes(&lab), ["#0"]);
+}
+
+/// A record whose commit a crash prevented is still in the log. It must not come true when a
+/// message moves the transaction id on, whether there are other names or not.
+#[test]
+fn a_record_that_did_not_come_true_never_does() {
+    for keep in [false, true] {
+        let ghosts = (1..60).filter(|moment| leaves_a_record(*moment, keep)).count();
+        assert!(ghosts > 0, "no crash left a record behind");
+    }
+}
+
+/// Whether a crash so many operations into making a volume leaves a record of it and nothing else;
+/// then that record is held against what messages do.
+fn leaves_a_record(moment: u64, keep: bool) -> bool {
+    let world = CrashWorld::new(moment);
+    let [metadata, data, names] = formatted();
+    let devices: [Arc<dyn BlockDevice>; 3] = [
+        world.device("metadata", metadata),
+        world.device("data", data),
+        world.device("names", names),
+    ];
+    let pool = open(devices).expect("opened");
+    if keep {
+        pool.create_volume(&volume("keep"), SIZE).expect("made");
+    }
+    let before = pool.status().transaction;
+    world.crash_at(world.ops() + moment);
+    let made = pool.create_volume(&volume("db"), SIZE);
+    drop(pool);
+    let images = world.images(moment).into_iter();
+    let devices: Vec<Arc<dyn BlockDevice>> =
+        images.map(|(name, bytes)| Arc::new(MemoryDevice::from_bytes(name, bytes)) as _).collect();
+    let devices: [Arc<dyn BlockDevice>; 3] = devices.try_into().ok().expect("three devices");
+    let mut log = vec![0; devices[2].size().as_usize()];
+    devices[2].read_at(&mut log, ByteOffset::ZERO).expect("read");
+    let (_, records) = volume::parse_log("names", &log).expect("a log");
+    let pool = open(devices.clone()).expect("opened");
+    if made.is_ok() || pool.status().transaction != before || records.len() as u64 == before {
+        return false;
+    }
+    // The device that the record speaks of, made by a message.
+    let messages =
+        [format!("create_thin {before}"), format!("set_transaction_id {before} {}", before + 1)];
+    for message in &messages {
+        send(&pool, message).unwrap_or_else(|error| panic!("{error}"));
+    }
+    pool.close().expect("closed");
+    drop(pool);
+    let expected = if keep { &["#1", "keep"][..] } else { &["#0"] };
+    assert_eq!(nodes(&open(devices).expect("opened")), expected, "moment {moment}");
+    true
 }

@@ -80,6 +80,13 @@ impl NamesLog {
         self.device.flush()
     }
 
+    /// Forgets every record, for a transaction id that is to go back behind them. Whatever a crash
+    /// leaves of that is the log as it was, or an empty one.
+    pub fn clear(&mut self) -> Result<()> {
+        self.end = Self::format(Arc::clone(&self.device))?.end;
+        Ok(())
+    }
+
     /// Where the next record goes.
     pub fn position(&self) -> LogPosition {
         LogPosition(self.end)
@@ -195,6 +202,21 @@ mod tests {
         log.append(&record(1, "db")).expect("appended");
         let (_, records) = NamesLog::open(device, 1).expect("opened");
         assert_eq!(records, [record(1, "db")]);
+    }
+
+    #[test]
+    fn a_cleared_log_is_empty_and_goes_on() {
+        let device = device();
+        let mut log = NamesLog::format(device.clone()).expect("formatted");
+        for transaction in 1..=3 {
+            log.append(&record(transaction, "db")).expect("appended");
+        }
+        log.clear().expect("cleared");
+        let (_, records) = NamesLog::open(device.clone(), 9).expect("opened");
+        assert_eq!(records, []);
+        log.append(&record(1, "new")).expect("appended");
+        let (_, records) = NamesLog::open(device, 9).expect("opened");
+        assert_eq!(records, [record(1, "new")]);
     }
 
     #[test]

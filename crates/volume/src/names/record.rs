@@ -70,6 +70,24 @@ pub enum RecordedChange {
         /// Its size in bytes.
         size: u64,
     },
+    /// A device that others made got a name, and is a volume from now on.
+    Name {
+        /// The name.
+        name: VolumeName,
+        /// The device.
+        id: u32,
+        /// Its size in bytes.
+        size: u64,
+        /// The transaction in which it was made.
+        born: u64,
+    },
+    /// A volume goes by another name, and so do its snapshots.
+    Rename {
+        /// The volume.
+        volume: VolumeName,
+        /// Its new name.
+        name: VolumeName,
+    },
     /// A volume and all its snapshots are gone.
     Delete {
         /// The volume.

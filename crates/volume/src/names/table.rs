@@ -149,6 +149,19 @@ impl Names {
                 self.volume_mut(volume)?.size = size;
             }
             RecordedChange::Resize { volume, size } => self.volume_mut(volume)?.size = *size,
+            RecordedChange::Name { name, id, size, born } => {
+                self.check_free(name)?;
+                let entry = VolumeEntry {
+                    id: *id,
+                    size: *size,
+                    created,
+                    born: *born,
+                    parent: None,
+                    snapshots: Vec::new(),
+                };
+                self.volumes.insert(name.clone(), entry);
+            }
+            RecordedChange::Rename { volume, name } => self.rename(volume, name)?,
             RecordedChange::Delete { volume } => {
                 self.volume(volume)?;
                 self.volumes.remove(volume);
@@ -190,6 +203,34 @@ impl Names {
         self.volumes.values().flat_map(|entry| {
             std::iter::once(entry.id).chain(entry.snapshots.iter().map(|snapshot| snapshot.id))
         })
+    }
+
+    /// The name of a device.
+    pub fn name_of(&self, id: u32) -> Option<NodeName> {
+        self.volumes.iter().find_map(|(name, entry)| {
+            let named = |snapshot| Some(NodeName { volume: name.clone(), snapshot });
+            if entry.id == id {
+                return named(None);
+            }
+            let snapshot = entry.snapshots.iter().find(|snapshot| snapshot.id == id)?;
+            named(Some(snapshot.name.clone()))
+        })
+    }
+
+    /// Gives a volume another name; clones of its snapshots know their parent by it.
+    fn rename(&mut self, old: &VolumeName, new: &VolumeName) -> Result<()> {
+        self.check_free(new)?;
+        self.volume(old)?;
+        let before = format!("{old}@");
+        for entry in self.volumes.values_mut() {
+            if let Some(snapshot) = entry.parent.as_deref().and_then(|it| it.strip_prefix(&before))
+            {
+                entry.parent = Some(format!("{new}@{snapshot}"));
+            }
+        }
+        let entry = self.volumes.remove(old);
+        self.volumes.extend(entry.map(|entry| (new.clone(), entry)));
+        Ok(())
     }
 
     fn volume_mut(&mut self, name: &VolumeName) -> Result<&mut VolumeEntry> {

@@ -1,0 +1,37 @@
+//! Disk images: files of a format, perhaps over a chain of backing files.
+//!
+//! The formats open nothing by themselves; this is where a chain is followed, and where it is
+//! decided what may be (GATED-OPEN):
+//!
+//! ```text
+//!   path --- chain: file, format, what it names --- gate: may that be opened? --- the next file
+//!              |
+//!              v   from the lowest up
+//!           DiskImage: layer over layer, the topmost a block device
+//! ```
+//!
+//! [`ImageInfo`] is the exception: it opens the one file that it was given, and nothing else.
+
+mod chain;
+mod check;
+mod compressing;
+mod create;
+mod format;
+mod gate;
+mod info;
+mod layer;
+mod lock;
+mod map;
+mod open;
+mod probe;
+mod settings;
+mod snapshots;
+
+pub use check::{ImageCheck, RepairImage};
+pub use create::{CreateImage, create_image, fill_image};
+pub use format::ImageFormat;
+pub use gate::BackingPolicy;
+pub use info::{FormatSpecific, ImageInfo, ImageSnapshot};
+pub use map::{ImageMap, MapRun};
+pub use open::{DiskImage, ImageOptions};
+pub use settings::ImageSettings;
