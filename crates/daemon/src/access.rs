@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, ErrorKind, Result};
 use volume::{
-    ChangedRange, CheckReport, NodeName, OpenOptions, PoolDirectory, PoolReport, SnapshotInfo,
-    SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, Message, NodeName, OpenOptions, PoolDirectory, PoolReport,
+    SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::local::LocalPool;
@@ -27,6 +27,15 @@ pub trait PoolAccess: Send + Sync {
     /// How full the pool is, and in what state.
     fn status(&self) -> Result<PoolReport>;
 
+    /// The line that `dmsetup status` would print for the pool.
+    fn status_line(&self) -> Result<String>;
+
+    /// Does what a message of the kernel says.
+    ///
+    /// # Errors
+    /// The kernel's, by name; [`ErrorKind::Busy`] for deleting what has clients.
+    fn message(&self, message: Message) -> Result<()>;
+
     /// Makes the pool larger.
     fn grow(&self, size: ByteCount) -> Result<PoolReport>;
 
@@ -38,6 +47,18 @@ pub trait PoolAccess: Send + Sync {
 
     /// One volume.
     fn volume(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// The line that `dmsetup status` would print for a volume.
+    fn volume_status_line(&self, name: &VolumeName) -> Result<String>;
+
+    /// Gives another name to a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while it, or a snapshot of it, has clients.
+    fn rename_volume(&self, name: &VolumeName, new: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Gives name and size to a device that has none.
+    fn name_device(&self, id: DeviceId, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo>;
 
     /// Makes an empty volume.
     fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo>;

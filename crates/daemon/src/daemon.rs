@@ -21,7 +21,7 @@ use crate::socket::{self, PrivateSocket};
 const NBD_SOCKET: &str = "nbd.sock";
 
 /// How long requests in flight may take when the daemon stops.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// What to serve, and where.
 #[derive(Clone, Debug)]
@@ -87,7 +87,8 @@ impl Daemon {
         // Under the pool's lock: what lies at these paths now belongs to nobody alive.
         let control_path = options.pool.join(control::SOCKET);
         let control_socket = PrivateSocket::listen(&control_path)?;
-        let (listeners, base, tcp) = listen(options)?;
+        let nbd_path = options.socket.clone().unwrap_or_else(|| options.pool.join(NBD_SOCKET));
+        let (listeners, base, tcp) = listen(&nbd_path, options.tcp, options.listen_fds)?;
         let read_only = options.read_only || pool.status().mode == "ro";
         let exports = Arc::new(PoolExports::new(Arc::clone(&pool), read_only));
         let source = Arc::clone(&exports) as Arc<dyn ExportSource>;
@@ -141,25 +142,29 @@ impl Daemon {
 }
 
 /// The NBD listeners with the first one's address, and the TCP one's.
-fn listen(options: &ServeOptions) -> Result<(Vec<Listener>, Uri, Option<Uri>)> {
-    let handed = if options.listen_fds { socket::inherited()? } else { None };
+///
+/// At the sockets that the service manager hands over, if `inherited` says so and it does; else at
+/// a Unix socket at `path`.
+pub(crate) fn listen(
+    path: &Path,
+    tcp: Option<SocketAddr>,
+    inherited: bool,
+) -> Result<(Vec<Listener>, Uri, Option<Uri>)> {
+    let handed = if inherited { socket::inherited()? } else { None };
     let (mut listeners, transport) = match handed {
         Some(handed) => handed,
-        None => {
-            let path = options.socket.clone().unwrap_or_else(|| options.pool.join(NBD_SOCKET));
-            (vec![Listener::unix(&path)?], Transport::Unix(absolute(&path)?))
-        }
+        None => (vec![Listener::unix(path)?], Transport::Unix(absolute(path)?)),
     };
     let uri = |transport| Uri { transport, export: String::new() };
-    let mut tcp = None;
-    if let Some(address) = options.tcp {
+    let mut tcp_uri = None;
+    if let Some(address) = tcp {
         let listener = Listener::tcp(address)?;
-        tcp = listener.tcp_address().map(|address| {
+        tcp_uri = listener.tcp_address().map(|address| {
             uri(Transport::Tcp { host: address.ip().to_string(), port: address.port() })
         });
         listeners.push(listener);
     }
-    Ok((listeners, uri(transport), tcp))
+    Ok((listeners, uri(transport), tcp_uri))
 }
 
 /// `path` as processes elsewhere have to name it.

@@ -6,7 +6,8 @@
 //! firn ... ---> control.sock ---> api ------> served ------+
 //! ```
 //!
-//! [`serve()`] is `firn serve`: a [`Daemon`] with signals around it. [`access()`] is for every
+//! [`serve()`] is `firn serve`: a [`Daemon`] with signals around it; [`serve_image()`] is the same
+//! for one image, without a control API. [`access()`] is for every
 //! other command: a [`PoolAccess`] that is either the pool itself, opened under its lock, or the
 //! client of the daemon that has it. Only this crate runs anything asynchronously, and only the
 //! control API: NBD has its own threads.
@@ -24,6 +25,7 @@ mod client;
 mod control;
 mod daemon;
 mod exports;
+mod image;
 mod local;
 mod notify;
 mod remote;
@@ -36,5 +38,6 @@ mod socket;
 pub use access::{PoolAccess, access};
 pub use api::openapi;
 pub use daemon::{Daemon, Ready, ServeOptions};
+pub use image::{ImageReady, ImageServeOptions};
 pub use report::{ClientInfo, DaemonInfo, ExportInfo};
-pub use serve::serve;
+pub use serve::{serve, serve_image};

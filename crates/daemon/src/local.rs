@@ -5,8 +5,8 @@ use std::sync::Arc;
 use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use volume::{
-    ChangedRange, CheckReport, NodeName, PoolDirectory, PoolReport, SnapshotInfo, SnapshotName,
-    VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, Message, NodeName, PoolDirectory, PoolReport,
+    SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
@@ -28,6 +28,14 @@ impl PoolAccess for LocalPool {
         Ok(self.pool.status())
     }
 
+    fn status_line(&self) -> Result<String> {
+        self.pool.status_line()
+    }
+
+    fn message(&self, message: Message) -> Result<()> {
+        self.pool.message(message)
+    }
+
     fn grow(&self, size: ByteCount) -> Result<PoolReport> {
         self.pool.grow(size)
     }
@@ -42,6 +50,18 @@ impl PoolAccess for LocalPool {
 
     fn volume(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.pool.volume(name)
+    }
+
+    fn volume_status_line(&self, name: &VolumeName) -> Result<String> {
+        self.pool.volume_status_line(name)
+    }
+
+    fn rename_volume(&self, name: &VolumeName, new: &VolumeName) -> Result<VolumeInfo> {
+        self.pool.rename_volume(name, new)
+    }
+
+    fn name_device(&self, id: DeviceId, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
+        self.pool.name_device(id, name, size)
     }
 
     fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {

@@ -8,12 +8,12 @@ use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use hyper::Method;
 use volume::{
-    ChangedRange, CheckReport, DeviceOptions, NodeName, PoolReport, SnapshotInfo, SnapshotName,
-    VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, DeviceOptions, Message, NodeName, PoolReport,
+    SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
-use crate::api::{NewName, NewSize, NewVolume};
+use crate::api::{NewName, NewSize, NewVolume, PoolMessage, StatusLine};
 use crate::client::Client;
 use crate::control;
 use crate::report::{DaemonInfo, ExportInfo};
@@ -77,6 +77,16 @@ impl PoolAccess for RemotePool {
         self.client.ask(Method::GET, "/v1/pool").map(|report| self.localized(report))
     }
 
+    fn status_line(&self) -> Result<String> {
+        let line: StatusLine = self.client.ask(Method::GET, "/v1/pool/status-line")?;
+        Ok(line.line)
+    }
+
+    fn message(&self, message: Message) -> Result<()> {
+        let message = PoolMessage { message: message.to_string() };
+        self.client.send(Method::POST, "/v1/pool/message", &message)
+    }
+
     fn grow(&self, size: ByteCount) -> Result<PoolReport> {
         let new = NewSize { size: size.get() };
         self.client.send(Method::POST, "/v1/pool/grow", &new).map(|report| self.localized(report))
@@ -92,6 +102,22 @@ impl PoolAccess for RemotePool {
 
     fn volume(&self, name: &VolumeName) -> Result<VolumeInfo> {
         self.client.ask(Method::GET, &volume_path(name))
+    }
+
+    fn volume_status_line(&self, name: &VolumeName) -> Result<String> {
+        let path = format!("{}/status-line", volume_path(name));
+        let line: StatusLine = self.client.ask(Method::GET, &path)?;
+        Ok(line.line)
+    }
+
+    fn rename_volume(&self, name: &VolumeName, new: &VolumeName) -> Result<VolumeInfo> {
+        let path = format!("{}/rename", volume_path(name));
+        self.client.send(Method::POST, &path, &NewName { name: new.to_string() })
+    }
+
+    fn name_device(&self, id: DeviceId, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
+        let new = NewVolume { name: name.to_string(), size: size.get() };
+        self.client.send(Method::POST, &format!("/v1/devices/{id}/name"), &new)
     }
 
     fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {

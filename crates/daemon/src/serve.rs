@@ -1,10 +1,16 @@
-//! `firn serve`: a [`Daemon`] until a signal, or a command, ends it.
+//! `firn serve`: a [`Daemon`], or an image, until a signal, or a command, ends it.
+
+use std::time::Duration;
 
 use block_types::{Error, Result};
+use nbd::Uri;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use volume::DiskImage;
 
 use crate::control;
 use crate::daemon::{Daemon, Ready, ServeOptions};
+use crate::image::{ImageReady, ImageServeOptions, ServedImage};
 use crate::notify::notify;
 use crate::run::Command;
 
@@ -52,7 +58,7 @@ impl Signals {
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<i32> {
     let runtime = control::runtime()?;
     // Before anybody can connect: who started us to serve one client may end us right after it.
-    let mut signals = {
+    let signals = {
         let _entered = runtime.enter();
         Signals::take()?
     };
@@ -61,29 +67,65 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<i32> 
     tracing::info!(%pool, uri = daemon.ready().nbd_uri, "serving");
     notify("READY=1");
     ready(daemon.ready());
-    let outcome = match &options.run {
-        Some(command) => run(&daemon, command, signals),
-        None => {
-            daemon.runtime().block_on(signals.next());
-            daemon.runtime().spawn(signals.exit());
-            Ok(0)
-        }
-    };
+    let outcome =
+        await_end(daemon.runtime(), options.run.as_deref(), &daemon.first_export(), signals);
     tracing::info!(%pool, "stopping");
     let stopped = daemon.stop();
     // What the command had to say comes first.
     outcome.and_then(|code| stopped.map(|()| code))
 }
 
-/// Runs `command` to its end; a signal is passed on to it.
-fn run(daemon: &Daemon, command: &str, mut signals: Signals) -> Result<i32> {
-    let mut command = Command::start(command, &daemon.first_export())?;
-    daemon.runtime().block_on(async {
+/// Serves an image as the export `options.name`, which is also the default one, until SIGTERM or
+/// SIGINT, or until the command of [`ImageServeOptions::run`] has ended; then closes the image. The
+/// exit code is 0, or that of the command. `ready` is called as soon as the sockets accept.
+///
+/// # Errors
+/// If a socket is not to be had, the command cannot be started, or the image cannot be closed.
+pub fn serve_image(
+    image: &DiskImage,
+    options: &ImageServeOptions,
+    ready: impl FnOnce(&ImageReady),
+) -> Result<i32> {
+    let runtime = control::runtime()?;
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::take()?
+    };
+    let served = ServedImage::start(image, options)?;
+    let name = image.path().display();
+    tracing::info!(image = %name, uri = %served.uri(), "serving");
+    notify("READY=1");
+    ready(served.ready());
+    let outcome = await_end(&runtime, options.run.as_deref(), served.uri(), signals);
+    tracing::info!(image = %name, "stopping");
+    notify("STOPPING=1");
+    served.stop();
+    let closed = image.close();
+    runtime.shutdown_timeout(Duration::ZERO);
+    // What the command had to say comes first.
+    outcome.and_then(|code| closed.map(|()| code))
+}
+
+/// Waits for a signal, or runs `command` to its end; a signal is passed on to it. A second one ends
+/// the process at once.
+fn await_end(
+    runtime: &Runtime,
+    command: Option<&str>,
+    uri: &Uri,
+    mut signals: Signals,
+) -> Result<i32> {
+    let Some(command) = command else {
+        runtime.block_on(signals.next());
+        runtime.spawn(signals.exit());
+        return Ok(0);
+    };
+    let mut command = Command::start(command, uri)?;
+    runtime.block_on(async {
         tokio::select! {
             code = command.finish() => return code,
             number = signals.next() => command.signal(number),
         }
-        daemon.runtime().spawn(signals.exit());
+        runtime.spawn(signals.exit());
         command.finish().await
     })
 }

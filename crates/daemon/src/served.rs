@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use block_types::{Error, ErrorKind, Result};
 use nbd::{Server, Transport, Uri};
-use volume::{NodeName, PoolDirectory, SnapshotName, VolumeName};
+use volume::{Message, NodeName, PoolDirectory, SnapshotName, VolumeInfo, VolumeName};
 
 use crate::exports::{PoolExports, Scope};
 use crate::report::{ClientInfo, DaemonInfo, ExportInfo};
@@ -26,6 +26,27 @@ pub(crate) struct ServedPool {
     pub(crate) base: Uri,
     /// The pool's directory, absolute.
     pub(crate) path: PathBuf,
+}
+
+/// What becomes of the clients of an export that is to go.
+#[derive(Clone, Copy)]
+enum Clients {
+    /// They are disconnected.
+    Leave,
+    /// They stay, and whoever wants the export gone is given this advice.
+    Stay(&'static str),
+}
+
+/// Clients stay where nobody can say otherwise.
+const UNDISTURBED: Clients = Clients::Stay("disconnect them first");
+
+impl Clients {
+    fn of_deleted(force: bool) -> Self {
+        match force {
+            true => Self::Leave,
+            false => Self::Stay("disconnect them, or say --force, which does that first"),
+        }
+    }
 }
 
 impl ServedPool {
@@ -83,7 +104,7 @@ impl ServedPool {
         // A deletion that is refused anyway costs nobody a connection.
         if with_snapshots || info.snapshots.is_empty() {
             let _withdrawn = self.exports.withdraw(scope.clone());
-            self.release(&format!("volume {name}"), &scope, force)?;
+            self.release(&format!("volume {name}"), &scope, Clients::of_deleted(force))?;
             return self.pool.delete_volume(name, with_snapshots);
         }
         self.pool.delete_volume(name, with_snapshots)
@@ -100,16 +121,42 @@ impl ServedPool {
         let object = format!("snapshot {node}");
         let scope = Scope::Node(node);
         let _withdrawn = self.exports.withdraw(scope.clone());
-        self.release(&object, &scope, force)?;
+        self.release(&object, &scope, Clients::of_deleted(force))?;
         self.pool.delete_snapshot(volume, snapshot)
     }
 
-    /// Sees to it that nobody uses the withdrawn exports in `scope`, by force if that is wanted.
-    fn release(&self, object: &str, scope: &Scope, force: bool) -> Result<()> {
+    /// Does what a message says; deletes no device that has clients.
+    pub(crate) fn message(&self, message: Message) -> Result<()> {
+        let node = match message {
+            Message::Delete(id) => self.pool.name_of(id),
+            _ => None,
+        };
+        let Some(node) = node else { return self.pool.message(message) };
+        let object = node.to_string();
+        let scope = Scope::Node(node);
+        // Nobody connects from here on; the pool finds the device by its number, whatever its name
+        // is by then, and refuses if somebody has it open.
+        let _withdrawn = self.exports.withdraw(scope.clone());
+        self.release(&object, &scope, UNDISTURBED).map_err(|error| message.refused(error))?;
+        self.pool.message(message)
+    }
+
+    /// Gives another name to a volume that has no clients, nor have its snapshots: exports go by
+    /// their names.
+    pub(crate) fn rename_volume(&self, name: &VolumeName, new: &VolumeName) -> Result<VolumeInfo> {
+        self.pool.volume(name)?;
+        let scope = Scope::Tree(name.clone());
+        let _withdrawn = self.exports.withdraw(scope.clone());
+        self.release(&format!("volume {name}"), &scope, UNDISTURBED)?;
+        self.pool.rename_volume(name, new)
+    }
+
+    /// Sees to it that nobody uses the withdrawn exports in `scope`.
+    fn release(&self, object: &str, scope: &Scope, clients: Clients) -> Result<()> {
         let used: Vec<_> =
             self.exports().into_iter().filter(|export| uses(scope, export)).collect();
-        if !used.is_empty() && !force {
-            return Err(in_use(object, &used));
+        if let (false, Clients::Stay(advice)) = (used.is_empty(), clients) {
+            return Err(in_use(object, &used, advice));
         }
         for export in &used {
             let orderly = self.server.disconnect_export(&export.name, PATIENCE);
@@ -131,7 +178,7 @@ fn uses(scope: &Scope, export: &ExportInfo) -> bool {
 }
 
 /// Names those who use what was to be deleted.
-fn in_use(object: &str, used: &[ExportInfo]) -> Error {
+fn in_use(object: &str, used: &[ExportInfo], advice: &str) -> Error {
     let clients: Vec<_> = used
         .iter()
         .flat_map(|export| {
@@ -143,6 +190,5 @@ fn in_use(object: &str, used: &[ExportInfo]) -> Error {
         number => format!("{number} NBD clients are"),
     };
     let problem = format!("{number} connected: {}", clients.join(", "));
-    Error::new(ErrorKind::Busy, object, problem)
-        .advise("disconnect them, or say --force, which does that first")
+    Error::new(ErrorKind::Busy, object, problem).advise(advice)
 }

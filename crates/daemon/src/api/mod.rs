@@ -27,7 +27,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) use problem::Problem;
-pub(crate) use request::{NewName, NewSize, NewVolume};
+pub(crate) use request::{NewName, NewSize, NewVolume, PoolMessage, StatusLine};
 
 use crate::served::ServedPool;
 use problem::Failure;
@@ -60,10 +60,15 @@ struct Document;
 fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(pool::status))
+        .routes(routes!(pool::status_line))
+        .routes(routes!(pool::message))
         .routes(routes!(pool::grow))
         .routes(routes!(pool::check))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::resize, volumes::delete))
+        .routes(routes!(volumes::status_line))
+        .routes(routes!(volumes::rename))
+        .routes(routes!(volumes::name_device))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::delete))
         .routes(routes!(snapshots::rollback))

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use block_types::ByteCount;
-use volume::{CheckReport, PoolReport};
+use volume::{CheckReport, Message, PoolReport};
 
 use super::extract::Body;
 use super::problem::Problem;
-use super::request::NewSize;
-use super::{Reply, reply, schema};
+use super::request::{NewSize, PoolMessage, StatusLine};
+use super::{Reply, done, reply, schema};
 use crate::served::ServedPool;
 
 /// How full the pool is, and in what state.
@@ -18,6 +19,23 @@ use crate::served::ServedPool;
     responses((status = OK, description = "The pool", body = schema::PoolReport), Problem))]
 pub(super) async fn status(served: State<Arc<ServedPool>>) -> Reply<Json<PoolReport>> {
     reply(served, |served| Ok(served.pool.status())).await
+}
+
+/// The line that `dmsetup status` would print for the pool.
+#[utoipa::path(get, path = "/v1/pool/status-line", tag = "pool",
+    responses((status = OK, description = "The line", body = StatusLine), Problem))]
+pub(super) async fn status_line(served: State<Arc<ServedPool>>) -> Reply<Json<StatusLine>> {
+    reply(served, |served| Ok(StatusLine { line: served.pool.status_line()? })).await
+}
+
+/// Does what a message of the kernel says; its failures have the kernel's names.
+#[utoipa::path(post, path = "/v1/pool/message", tag = "pool", request_body = PoolMessage,
+    responses((status = NO_CONTENT, description = "It is done"), Problem))]
+pub(super) async fn message(
+    served: State<Arc<ServedPool>>,
+    Body(sent): Body<PoolMessage>,
+) -> Reply<StatusCode> {
+    done(served, move |served| served.message(Message::parse(&sent.message)?)).await
 }
 
 /// Makes the pool larger.

@@ -21,6 +21,22 @@ pub(crate) struct NewVolume {
     pub(crate) size: u64,
 }
 
+/// A message as the kernel's thin-pool target takes it.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PoolMessage {
+    /// `create_thin ID`, `create_snap ID ORIGIN`, `delete ID`, `set_transaction_id CURRENT NEW`,
+    /// `reserve_metadata_snap` or `release_metadata_snap`.
+    pub(crate) message: String,
+}
+
+/// What `dmsetup status` would print.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct StatusLine {
+    /// The line, with the blank at its end where the kernel leaves one.
+    pub(crate) line: String,
+}
+
 /// A name for what is to be made.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

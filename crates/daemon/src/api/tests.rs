@@ -23,24 +23,29 @@ use crate::client::Client;
 use crate::daemon::{Daemon, ServeOptions};
 
 /// Every request that the API knows; the client, the daemon and the document agree on these.
-const ROUTES: [(&str, &str); 17] = [
+const ROUTES: [(&str, &str); 22] = [
+    ("POST", "/v1/devices/{id}/name"),
     ("GET", "/v1/diff"),
     ("GET", "/v1/exports"),
     ("GET", "/v1/openapi.json"),
     ("GET", "/v1/pool"),
     ("POST", "/v1/pool/check"),
     ("POST", "/v1/pool/grow"),
+    ("POST", "/v1/pool/message"),
+    ("GET", "/v1/pool/status-line"),
     ("GET", "/v1/version"),
     ("GET", "/v1/volumes"),
     ("POST", "/v1/volumes"),
     ("DELETE", "/v1/volumes/{name}"),
     ("GET", "/v1/volumes/{name}"),
     ("PATCH", "/v1/volumes/{name}"),
+    ("POST", "/v1/volumes/{name}/rename"),
     ("GET", "/v1/volumes/{name}/snapshots"),
     ("POST", "/v1/volumes/{name}/snapshots"),
     ("DELETE", "/v1/volumes/{name}/snapshots/{snapshot}"),
     ("POST", "/v1/volumes/{name}/snapshots/{snapshot}/clone"),
     ("POST", "/v1/volumes/{name}/snapshots/{snapshot}/rollback"),
+    ("GET", "/v1/volumes/{name}/status-line"),
 ];
 
 fn document() -> Value {
@@ -90,6 +95,7 @@ fn every_route_of_the_document_is_served() {
     let (daemon, client) = daemon(folder.path());
     for (method, path) in ROUTES {
         let target = path.replace("{name}", "no-volume").replace("{snapshot}", "no-snapshot");
+        let target = target.replace("{id}", "0");
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         if let Err(error) = client.ask::<Value>(method.clone(), &target) {
             assert_ne!(error.object(), target, "{method} {target}: {error}");

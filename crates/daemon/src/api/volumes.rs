@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use block_types::ByteCount;
-use volume::{VolumeInfo, VolumeName};
+use block_types::{ByteCount, Error, ErrorKind};
+use volume::{DeviceId, VolumeInfo, VolumeName};
 
 use super::extract::{Body, Params};
 use super::problem::Problem;
-use super::request::{DeleteVolume, NewSize, NewVolume};
+use super::request::{DeleteVolume, NewName, NewSize, NewVolume, StatusLine};
 use super::{Reply, done, made, reply, schema};
 use crate::served::ServedPool;
 
@@ -43,6 +43,56 @@ pub(super) async fn show(
     Path(name): Path<String>,
 ) -> Reply<Json<VolumeInfo>> {
     reply(served, move |served| served.pool.volume(&VolumeName::parse(&name)?)).await
+}
+
+/// The line that `dmsetup status` would print for a volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}/status-line", tag = "volumes",
+    params(("name" = String, Path, description = "The volume")),
+    responses((status = OK, description = "The line", body = StatusLine), Problem))]
+pub(super) async fn status_line(
+    served: State<Arc<ServedPool>>,
+    Path(name): Path<String>,
+) -> Reply<Json<StatusLine>> {
+    reply(served, move |served| {
+        let line = served.pool.volume_status_line(&VolumeName::parse(&name)?)?;
+        Ok(StatusLine { line })
+    })
+    .await
+}
+
+/// Gives another name to a volume. Refused while it, or a snapshot of it, has clients.
+#[utoipa::path(post, path = "/v1/volumes/{name}/rename", tag = "volumes", request_body = NewName,
+    params(("name" = String, Path, description = "The volume")),
+    responses((status = OK, description = "It", body = schema::VolumeInfo), Problem))]
+pub(super) async fn rename(
+    served: State<Arc<ServedPool>>,
+    Path(name): Path<String>,
+    Body(new): Body<NewName>,
+) -> Reply<Json<VolumeInfo>> {
+    reply(served, move |served| {
+        served.rename_volume(&VolumeName::parse(&name)?, &VolumeName::parse(&new.name)?)
+    })
+    .await
+}
+
+/// Gives name and size to a device that has none, made by a message or by others.
+#[utoipa::path(post, path = "/v1/devices/{id}/name", tag = "volumes", request_body = NewVolume,
+    params(("id" = u32, Path, description = "The device's number")),
+    responses((status = OK, description = "It", body = schema::VolumeInfo), Problem))]
+pub(super) async fn name_device(
+    served: State<Arc<ServedPool>>,
+    Path(id): Path<String>,
+    Body(new): Body<NewVolume>,
+) -> Reply<Json<VolumeInfo>> {
+    reply(served, move |served| {
+        let number = id.parse::<u32>().map_err(|error| {
+            let object = format!("device '{id}'");
+            Error::new(ErrorKind::Invalid, object, "is no number of a device").because(error)
+        })?;
+        let name = VolumeName::parse(&new.name)?;
+        served.pool.name_device(DeviceId::new(number)?, &name, ByteCount::new(new.size))
+    })
+    .await
 }
 
 /// Changes the size of a volume; what lies behind a smaller size is lost.
