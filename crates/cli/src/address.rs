@@ -1,10 +1,10 @@
 //! Addresses on the command line: what each verb demands of them, checked before anything else.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use block_types::{Error, ErrorKind, Result};
-use volume::{NodeName, PoolAddress, SnapshotName, VolumeName};
+use volume::{DeviceId, NodeName, PoolAddress, SnapshotName, VolumeName};
 
 /// What names are made of.
 const NAME_RULE: &str =
@@ -22,6 +22,20 @@ pub(crate) struct NodeAddress {
 pub(crate) struct VolumeAddress {
     pub(crate) pool: PathBuf,
     pub(crate) volume: VolumeName,
+}
+
+/// A volume, or a device that has no name: `lab/db`, `lab/#7`.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceAddress {
+    pub(crate) pool: PathBuf,
+    pub(crate) device: Device,
+}
+
+/// A device, as it goes by now.
+#[derive(Clone, Debug)]
+pub(crate) enum Device {
+    Named(VolumeName),
+    Numbered(DeviceId),
 }
 
 /// A snapshot: `lab/db@monday`.
@@ -51,6 +65,23 @@ pub(crate) fn volume(text: &str) -> Result<VolumeAddress> {
         )
         .advise("write POOLDIR/VOLUME, as in lab/db")),
     }
+}
+
+/// Reads `POOLDIR/VOLUME` or `POOLDIR/#ID`.
+pub(crate) fn volume_or_device(text: &str) -> Result<DeviceAddress> {
+    let numbered =
+        text.rsplit_once('/').and_then(|(pool, name)| Some((pool, name.strip_prefix('#')?)));
+    let Some((pool, number)) = numbered else {
+        let VolumeAddress { pool, volume } = volume(text)?;
+        return Ok(DeviceAddress { pool, device: Device::Named(volume) });
+    };
+    let id = number.parse().ok().and_then(|id| DeviceId::new(id).ok()).ok_or_else(|| {
+        let problem = "is no number of a device, from 0 to 16777215";
+        Error::new(ErrorKind::Invalid, format!("'#{number}'"), problem)
+            .advise("'firn volume list' shows what there is")
+    })?;
+    let pool = if pool.is_empty() { Path::new("/") } else { Path::new(pool) };
+    Ok(DeviceAddress { pool: pool.to_owned(), device: Device::Numbered(id) })
 }
 
 /// Reads `POOLDIR/VOLUME@SNAPSHOT`.
@@ -86,6 +117,16 @@ impl fmt::Display for NodeAddress {
 impl fmt::Display for VolumeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.pool.display(), self.volume)
+    }
+}
+
+impl fmt::Display for DeviceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pool = self.pool.display();
+        match &self.device {
+            Device::Named(name) => write!(f, "{pool}/{name}"),
+            Device::Numbered(id) => write!(f, "{pool}/#{id}"),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::generate::{Completions, GenerateMan};
+use crate::image::ImageVerb;
 use crate::pool::PoolVerb;
 use crate::serve::Serve;
 use crate::snapshot::SnapshotVerb;
@@ -71,6 +72,10 @@ pub(crate) enum Object {
     /// Snapshots of volumes.
     #[command(subcommand, arg_required_else_help = true)]
     Snapshot(SnapshotVerb),
+
+    /// Disk images: qcow2, VHD and raw files.
+    #[command(subcommand, arg_required_else_help = true)]
+    Image(ImageVerb),
 
     Serve(Serve),
 

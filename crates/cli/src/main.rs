@@ -8,8 +8,10 @@ mod address;
 mod command;
 mod exit;
 mod generate;
+mod image;
 mod log;
 mod map;
+mod metadata;
 mod output;
 mod pool;
 mod progress;
@@ -24,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::command::{Firn, Object};
+use crate::command::{Firn, Global, Object};
 use crate::exit::Outcome;
 use crate::output::Output;
 
@@ -38,11 +40,13 @@ fn main() -> ExitCode {
 }
 
 fn run(firn: &Firn) -> Outcome {
-    let output = Output::new(firn.global.json, firn.global.quiet);
+    let Global { json, quiet, verbose } = firn.global;
+    let output = Output::new(json, quiet, verbose > 0);
     match &firn.object {
         Object::Pool(verb) => pool::run(verb, output),
         Object::Volume(verb) => volume::run(verb, output),
         Object::Snapshot(verb) => snapshot::run(verb, output),
+        Object::Image(verb) => image::run(verb, output),
         Object::Serve(serve) => serve::run(serve, output),
         Object::Completions(completions) => generate::completions(completions),
         Object::GenerateMan(pages) => generate::pages(pages),

@@ -11,16 +11,22 @@ use crate::exit::{Failure, Outcome};
 pub(crate) struct Output {
     json: bool,
     quiet: bool,
+    verbose: bool,
 }
 
 impl Output {
-    pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet }
+    pub(crate) fn new(json: bool, quiet: bool, verbose: bool) -> Self {
+        Self { json, quiet, verbose }
     }
 
     /// Whether results are JSON.
     pub(crate) fn is_json(self) -> bool {
         self.json
+    }
+
+    /// Whether results that have a longer form are to have it.
+    pub(crate) fn is_verbose(self) -> bool {
+        self.verbose
     }
 
     /// Whether somebody watches who wants to see progress.

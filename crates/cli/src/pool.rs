@@ -1,13 +1,15 @@
-//! `firn pool`: create, status, grow, check.
+//! `firn pool`: create, status, grow, message; the verbs on metadata are in `metadata`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use block_types::{ByteCount, Error, ErrorKind, Result, format_size};
+use block_types::{ByteCount, Error, ErrorKind, format_size};
 use clap::{Args, Subcommand};
-use volume::{CheckReport, CreateOptions, PoolDirectory, PoolReport};
+use serde::Serialize;
+use volume::{CreateOptions, Message, PoolDirectory, PoolReport};
 
 use crate::access::{ask, change};
-use crate::exit::{CORRUPT, DONE, LEAKS, Outcome};
+use crate::exit::{DONE, Outcome};
+use crate::metadata::{Check, Delta, Dump, Ls, Pack, Repair, Restore, Rmap, Unpack};
 use crate::output::Output;
 use crate::size::{NewSize, new_size, size};
 
@@ -17,7 +19,16 @@ pub(crate) enum PoolVerb {
     Create(Create),
     Status(Status),
     Grow(Grow),
+    Message(SendMessage),
     Check(Check),
+    Dump(Dump),
+    Restore(Restore),
+    Repair(Repair),
+    Delta(Delta),
+    Ls(Ls),
+    Rmap(Rmap),
+    Pack(Pack),
+    Unpack(Unpack),
 }
 
 /// Create a pool: a directory that volumes can be made in.
@@ -50,6 +61,28 @@ pub(crate) struct Status {
     /// The pool's directory.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
+
+    /// Print the line that 'dmsetup status' would print.
+    #[arg(long)]
+    dm: bool,
+}
+
+/// Send a pool a message of the kernel's thin-pool target.
+///
+/// The messages are create_thin ID, create_snap ID ORIGIN, delete ID, set_transaction_id CURRENT
+/// NEW, reserve_metadata_snap and release_metadata_snap; what is refused is refused with the
+/// kernel's word for it. A device that a message makes has no name, and is listed as #ID until
+/// 'firn volume rename' gives it one. Deleting a device that has a name deletes the name too.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn pool message lab \"create_snap 7 1\"")]
+pub(crate) struct SendMessage {
+    /// The pool's directory.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+
+    /// The message, in one word or several.
+    #[arg(value_name = "MESSAGE", required = true)]
+    words: Vec<String>,
 }
 
 /// Make a pool larger.
@@ -67,16 +100,20 @@ pub(crate) struct Grow {
     size: NewSize,
 }
 
-/// Check a pool's metadata; change nothing.
-///
-/// Exit codes: 0 sound, 1 could not check, 2 corrupt, 3 leaks only: blocks that are counted as in
-/// use and that nothing uses. A pool that is served is checked as its last commit left it.
-#[derive(Args, Debug)]
-#[command(after_long_help = "EXAMPLE\n  firn pool check lab && echo sound")]
-pub(crate) struct Check {
-    /// The pool's directory.
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
+/// The kernel's status line, as JSON has it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct StatusLine<'l> {
+    /// The line, a blank at its end included.
+    pub(crate) line: &'l str,
+}
+
+/// A message that was obeyed, as JSON has it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MessageReport<'m> {
+    pool: &'m str,
+    message: &'m str,
 }
 
 /// Does what a verb says.
@@ -85,7 +122,16 @@ pub(crate) fn run(verb: &PoolVerb, output: Output) -> Outcome {
         PoolVerb::Create(create) => create.run(output),
         PoolVerb::Status(status) => status.run(output),
         PoolVerb::Grow(grow) => grow.run(output),
+        PoolVerb::Message(message) => message.run(output),
         PoolVerb::Check(check) => check.run(output),
+        PoolVerb::Dump(dump) => dump.run(output),
+        PoolVerb::Restore(restore) => restore.run(output),
+        PoolVerb::Repair(repair) => repair.run(output),
+        PoolVerb::Delta(delta) => delta.run(output),
+        PoolVerb::Ls(ls) => ls.run(output),
+        PoolVerb::Rmap(rmap) => rmap.run(output),
+        PoolVerb::Pack(pack) => pack.run(output),
+        PoolVerb::Unpack(unpack) => unpack.run(output),
     }
 }
 
@@ -103,8 +149,24 @@ impl Create {
 
 impl Status {
     fn run(&self, output: Output) -> Outcome {
+        if self.dm {
+            let line = ask(&self.dir, |pool| pool.status_line())?;
+            output.result(&StatusLine { line: &line }, || format!("{line}\n"))?;
+            return Ok(DONE);
+        }
         let report = ask(&self.dir, |pool| pool.status())?;
         output.result(&report, || describe(&report))?;
+        Ok(DONE)
+    }
+}
+
+impl SendMessage {
+    fn run(&self, output: Output) -> Outcome {
+        let message = Message::parse(&self.words.join(" "))?;
+        change(&self.dir, |pool| pool.message(message))?;
+        let (pool, message) = (self.dir.display().to_string(), message.to_string());
+        let report = MessageReport { pool: &pool, message: &message };
+        output.done(&report, || format!("{pool}: {message}: done"))?;
         Ok(DONE)
     }
 }
@@ -128,31 +190,6 @@ impl Grow {
         let problem = format!("{size} is less than its {now}, and a pool cannot become smaller");
         Error::new(ErrorKind::Invalid, self.dir.display().to_string(), problem)
             .advise("say a larger size, or +SIZE for so much more")
-    }
-}
-
-impl Check {
-    fn run(&self, output: Output) -> Outcome {
-        let report = check(&self.dir)?;
-        output.result(&report, || findings(&self.dir, &report))?;
-        Ok(verdict(&report))
-    }
-}
-
-/// Checks the pool as it lies there, which also works for one that cannot be opened; or, where
-/// somebody has it open, through them.
-fn check(dir: &Path) -> Result<CheckReport> {
-    let result = match PoolDirectory::check_path(dir) {
-        Err(error) if error.kind() == ErrorKind::Busy => ask(dir, |pool| pool.check()),
-        result => result,
-    };
-    match result {
-        // So broken that it could not be looked into is an answer too, and no failure to check.
-        Err(error) if error.kind() == ErrorKind::Corrupt => {
-            let errors = vec![error.to_string()];
-            Ok(CheckReport { errors, leaks: Vec::new(), checked_blocks: 0 })
-        }
-        result => result,
     }
 }
 
@@ -188,59 +225,4 @@ fn describe(report: &PoolReport) -> String {
         ("transaction", report.transaction.to_string()),
     ];
     lines.iter().map(|(what, value)| format!("{:<13}{value}\n", format!("{what}:"))).collect()
-}
-
-/// The exit code for what a check found.
-fn verdict(report: &CheckReport) -> u8 {
-    if !report.errors.is_empty() {
-        CORRUPT
-    } else if !report.leaks.is_empty() {
-        LEAKS
-    } else {
-        DONE
-    }
-}
-
-/// What a check found, a finding per line, and what that means.
-fn findings(dir: &Path, report: &CheckReport) -> String {
-    let errors = report.errors.iter().map(|error| format!("error: {error}\n"));
-    let leaks = report.leaks.iter().map(|leak| format!("leak: {leak}\n"));
-    let verdict = match (report.errors.len(), report.leaks.len()) {
-        (0, 0) => "sound".to_owned(),
-        (0, leaks) => format!("leaks, {leaks} of them"),
-        (errors, 0) => format!("corrupt, {errors} errors"),
-        (errors, leaks) => format!("corrupt, {errors} errors and {leaks} leaks"),
-    };
-    let verdict = format!(
-        "{}: {verdict}; {} metadata blocks checked\n",
-        dir.display(),
-        report.checked_blocks
-    );
-    errors.chain(leaks).chain([verdict]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{findings, verdict};
-    use std::path::Path;
-    use volume::CheckReport;
-
-    #[test]
-    fn errors_weigh_more_than_leaks() {
-        let told = |errors: &[&str], leaks: &[&str]| {
-            let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
-            let report =
-                CheckReport { errors: owned(errors), leaks: owned(leaks), checked_blocks: 9 };
-            (verdict(&report), findings(Path::new("lab"), &report))
-        };
-        let end = "; 9 metadata blocks checked\n";
-        assert_eq!(told(&[], &[]), (0, format!("lab: sound{end}")));
-        assert_eq!(told(&[], &["a"]), (3, format!("leak: a\nlab: leaks, 1 of them{end}")));
-        let (code, text) = told(&["b"], &["a"]);
-        assert_eq!(code, 2);
-        assert!(
-            text.starts_with("error: b\nleak: a\nlab: corrupt, 1 errors and 1 leaks"),
-            "{text}"
-        );
-    }
 }

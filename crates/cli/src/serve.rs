@@ -1,4 +1,5 @@
-//! `firn serve`: a pool over NBD, and the control socket by which the other verbs reach it.
+//! `firn serve`: a pool over NBD, and the control socket by which the other verbs reach it; or an
+//! image over NBD.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,23 +7,27 @@ use std::path::PathBuf;
 use block_io::CacheMode;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use clap::{Args, ValueEnum};
-use daemon::{Ready, ServeOptions};
+use daemon::{ImageReady, ImageServeOptions, Ready, ServeOptions};
 use serde::Serialize;
-use volume::{CreateOptions, OpenOptions, PoolDirectory, VolumeName};
+use volume::{CreateOptions, DiskImage, OpenOptions, PoolDirectory, VolumeName};
 
 use crate::address::volume_name;
 use crate::exit::{FAILED, Outcome};
+use crate::image::Access;
 use crate::output::{Output, print};
 use crate::size::{size, whole_sectors};
 
 /// The block size of a pool that '--new' makes.
 const BLOCK_SIZE: ByteCount = ByteCount::new(64 << 10);
 
-/// Serve the volumes of a pool over NBD.
+/// Serve the volumes of a pool, or an image, over NBD.
 ///
 /// Every volume is an export of its name, every snapshot a read-only one called NAME@SNAPSHOT.
 /// While a pool is served, all other verbs reach it through this process. It ends on SIGINT and
 /// SIGTERM, once everything is committed.
+///
+/// An image is one export, called as its file is, and the default one. What it stands on is opened
+/// for reading; nobody else can change either meanwhile.
 ///
 /// With --run, a command is run by the shell with the server's URI in $uri, as nbdkit does, and the
 /// server ends with it, with its exit code.
@@ -31,10 +36,11 @@ const BLOCK_SIZE: ByteCount = ByteCount::new(64 << 10);
 EXAMPLE
   firn serve lab
   firn serve lab --new 100G --volume db=20G
-  firn serve lab --run 'nbdinfo --list \"$uri\"'")]
+  firn serve lab --run 'nbdinfo --list \"$uri\"'
+  firn serve disk.qcow2 --socket disk.sock")]
 pub(crate) struct Serve {
-    /// The pool's directory.
-    #[arg(value_name = "DIR")]
+    /// The pool's directory, or the image.
+    #[arg(value_name = "DIR|IMAGE")]
     dir: PathBuf,
 
     /// Create the pool first, for so much data, unless it is there.
@@ -45,7 +51,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "NAME=SIZE", value_parser = named_size)]
     volume: Vec<(VolumeName, ByteCount)>,
 
-    /// The Unix socket to listen at; DIR/nbd.sock if not said otherwise.
+    /// The Unix socket to listen at; DIR/nbd.sock or IMAGE.sock if not said otherwise.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
@@ -57,13 +63,16 @@ pub(crate) struct Serve {
     #[arg(long, value_enum, default_value_t = Cache::None)]
     cache: Cache,
 
-    /// Refuse every write, and leave the pool as it is.
+    /// Refuse every write, and leave the pool or the image as it is.
     #[arg(long, conflicts_with_all = ["new", "volume"])]
     read_only: bool,
 
     /// Run a command, and serve until it ends.
     #[arg(long, value_name = "COMMAND")]
     run: Option<String>,
+
+    #[command(flatten, next_help_heading = "Options for images")]
+    image: Access,
 }
 
 /// Caching, in QEMU's words.
@@ -85,8 +94,20 @@ struct Serving {
     control_socket: String,
 }
 
+/// Which image is being served, as JSON has it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ServingImage {
+    image: String,
+    nbd_uri: String,
+    nbd_tcp_uri: Option<String>,
+}
+
 /// Does what the verb says.
 pub(crate) fn run(serve: &Serve, output: Output) -> Outcome {
+    if serve.dir.exists() && !serve.dir.is_dir() {
+        return serve.image(output);
+    }
     serve.make_what_is_missing()?;
     let options = ServeOptions {
         pool: serve.dir.clone(),
@@ -129,27 +150,70 @@ impl Serve {
         pool.close()
     }
 
+    /// Serves an image.
+    fn image(&self, output: Output) -> Outcome {
+        if self.new.is_some() || !self.volume.is_empty() {
+            let problem = "is an image, and --new and --volume are for pools";
+            let object = self.dir.display().to_string();
+            return Err(Error::new(ErrorKind::Invalid, object, problem)
+                .advise("name the pool's directory, or leave them out")
+                .into());
+        }
+        let options = self.image.options(self.read_only, self.cache.mode());
+        let image = DiskImage::open(&self.dir, &options)?;
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut socket = self.dir.clone().into_os_string();
+        socket.push(".sock");
+        let options = ImageServeOptions {
+            name,
+            read_only: self.read_only,
+            socket: self.socket.clone().unwrap_or_else(|| socket.into()),
+            tcp: self.tcp,
+            run: self.run.clone(),
+            listen_fds: std::env::var_os("LISTEN_FDS").is_some(),
+        };
+        let ready = |ready: &ImageReady| self.announce_image(ready, output);
+        let code = daemon::serve_image(&image, &options, ready)?;
+        Ok(u8::try_from(code).unwrap_or(FAILED))
+    }
+
+    /// Says where the image is served, once it is.
+    fn announce_image(&self, ready: &ImageReady, output: Output) {
+        if !output.is_json() {
+            return self.note(&ready.nbd_uri, ready.nbd_tcp_uri.as_deref(), output);
+        }
+        print_line(&ServingImage {
+            image: self.dir.display().to_string(),
+            nbd_uri: ready.nbd_uri.clone(),
+            nbd_tcp_uri: ready.nbd_tcp_uri.clone(),
+        });
+    }
+
+    /// Says for people where it is served.
+    fn note(&self, uri: &str, tcp: Option<&str>, output: Output) {
+        let uris: Vec<&str> = [Some(uri), tcp].into_iter().flatten().collect();
+        output.note(&format!("{}: served at {}", self.dir.display(), uris.join(" and ")));
+    }
+
     /// Says where the pool is served, once it is.
     fn announce(&self, ready: &Ready, output: Output) {
         if !output.is_json() {
-            let uris = [Some(&ready.nbd_uri), ready.nbd_tcp_uri.as_ref()];
-            let uris: Vec<&str> = uris.into_iter().flatten().map(String::as_str).collect();
-            return output.note(&format!(
-                "{}: served at {}",
-                self.dir.display(),
-                uris.join(" and ")
-            ));
+            return self.note(&ready.nbd_uri, ready.nbd_tcp_uri.as_deref(), output);
         }
-        let serving = Serving {
+        print_line(&Serving {
             pool: self.dir.display().to_string(),
             nbd_uri: ready.nbd_uri.clone(),
             nbd_tcp_uri: ready.nbd_tcp_uri.clone(),
             control_socket: ready.control_socket.display().to_string(),
-        };
-        let line = serde_json::to_string(&serving).expect("plain data has a JSON form");
-        // Who started the server and does not listen may still want to be served.
-        let _ = print(&(line + "\n"));
+        });
     }
+}
+
+/// Prints what is served in a line of JSON.
+fn print_line<T: Serialize>(serving: &T) {
+    let line = serde_json::to_string(serving).expect("plain data has a JSON form");
+    // Who started the server and does not listen may still want to be served.
+    let _ = print(&(line + "\n"));
 }
 
 impl Cache {

@@ -203,7 +203,7 @@ impl Diff {
 }
 
 /// Checks that two paths mean one pool.
-fn check_same_pool(one: &Path, other: &Path, what: &str) -> Result<()> {
+pub(crate) fn check_same_pool(one: &Path, other: &Path, what: &str) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| PathBuf::from(path));
     if real(one) == real(other) {
         return Ok(());

@@ -1,5 +1,5 @@
-//! `firn volume`: create, list, show, resize, delete. The verbs about what a volume holds are in
-//! `map` and `transfer`.
+//! `firn volume`: create, list, show, resize, rename, delete. The verbs about what a volume holds
+//! are in `map` and `transfer`.
 
 use std::path::PathBuf;
 
@@ -9,11 +9,13 @@ use serde::Serialize;
 use volume::VolumeInfo;
 
 use crate::access::{ask, change};
-use crate::address::{VolumeAddress, volume};
+use crate::address::{Device, DeviceAddress, VolumeAddress, volume, volume_or_device};
 use crate::exit::{DONE, Outcome};
 use crate::map::{Discard, Map};
 use crate::output::Output;
+use crate::pool::StatusLine;
 use crate::size::{NewSize, new_size, whole_sectors};
+use crate::snapshot::check_same_pool;
 use crate::table::{Table, moment};
 use crate::transfer::{Export, Import};
 
@@ -24,6 +26,7 @@ pub(crate) enum VolumeVerb {
     List(List),
     Show(Show),
     Resize(Resize),
+    Rename(Rename),
     Map(Map),
     Discard(Discard),
     Import(Import),
@@ -63,6 +66,10 @@ pub(crate) struct Show {
     /// The volume.
     #[arg(value_name = "DIR/NAME", value_parser = volume)]
     volume: VolumeAddress,
+
+    /// Print the line that 'dmsetup status' would print.
+    #[arg(long)]
+    dm: bool,
 }
 
 /// Change the size of a volume.
@@ -83,6 +90,27 @@ pub(crate) struct Resize {
     /// Allow a smaller size.
     #[arg(long)]
     shrink: bool,
+}
+
+/// Give a volume another name, or a name to a device that has none.
+///
+/// Devices that messages or other programs make have no name, and are listed as #ID. Such a device
+/// has no size either until it is given one with its name. A volume that clients use keeps its
+/// name.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn volume rename lab/#7 lab/db --size 20G")]
+pub(crate) struct Rename {
+    /// The volume, or the device by its number.
+    #[arg(value_name = "DIR/NAME", value_parser = volume_or_device)]
+    device: DeviceAddress,
+
+    /// Its new name, with the same pool.
+    #[arg(value_name = "DIR/NEW", value_parser = volume)]
+    new: VolumeAddress,
+
+    /// The size of a device that has none.
+    #[arg(long, value_name = "SIZE", value_parser = whole_sectors)]
+    size: Option<ByteCount>,
 }
 
 /// Delete a volume.
@@ -119,6 +147,7 @@ pub(crate) fn run(verb: &VolumeVerb, output: Output) -> Outcome {
         VolumeVerb::List(list) => list.run(output),
         VolumeVerb::Show(show) => show.run(output),
         VolumeVerb::Resize(resize) => resize.run(output),
+        VolumeVerb::Rename(rename) => rename.run(output),
         VolumeVerb::Map(map) => map.run(output),
         VolumeVerb::Discard(discard) => discard.run(output),
         VolumeVerb::Import(import) => import.run(output),
@@ -147,6 +176,11 @@ impl List {
 impl Show {
     fn run(&self, output: Output) -> Outcome {
         let VolumeAddress { pool, volume } = &self.volume;
+        if self.dm {
+            let line = ask(pool, |pool| pool.volume_status_line(volume))?;
+            output.result(&StatusLine { line: &line }, || format!("{line}\n"))?;
+            return Ok(DONE);
+        }
         let info = ask(pool, |pool| pool.volume(volume))?;
         output.result(&info, || describe(&self.volume, &info))?;
         Ok(DONE)
@@ -172,6 +206,34 @@ impl Resize {
         let problem = format!("{size} is less than its {now}, and what lies behind would be lost");
         Error::new(ErrorKind::Invalid, self.volume.to_string(), problem)
             .advise("say --shrink if that is meant")
+    }
+}
+
+impl Rename {
+    fn run(&self, output: Output) -> Outcome {
+        let DeviceAddress { pool, device } = &self.device;
+        check_same_pool(pool, &self.new.pool, "a new name")?;
+        let new = &self.new.volume;
+        let info = match (device, self.size) {
+            (Device::Named(name), None) => change(pool, |pool| pool.rename_volume(name, new))?,
+            (Device::Numbered(id), Some(size)) => {
+                change(pool, |pool| pool.name_device(*id, new, size))?
+            }
+            (Device::Named(_), Some(_)) => {
+                let advice = "leave out --size; 'firn volume resize' changes it";
+                return Err(self.refuse("has a size already", advice).into());
+            }
+            (Device::Numbered(_), None) => {
+                let advice = "say how large it is, as in --size 20G";
+                return Err(self.refuse("has no size yet", advice).into());
+            }
+        };
+        output.done(&info, || format!("{}: is {} now", self.device, self.new))?;
+        Ok(DONE)
+    }
+
+    fn refuse(&self, problem: &str, advice: &str) -> Error {
+        Error::new(ErrorKind::Invalid, self.device.to_string(), problem).advise(advice)
     }
 }
 

@@ -5,7 +5,13 @@ mod bad_input;
 #[cfg(test)]
 mod help;
 #[cfg(test)]
+mod image;
+#[cfg(test)]
 mod lab;
+#[cfg(test)]
+mod messages;
+#[cfg(test)]
+mod metadata;
 #[cfg(test)]
 mod output;
 #[cfg(test)]

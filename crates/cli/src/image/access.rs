@@ -1,0 +1,53 @@
+//! How an image is opened: the options of every verb that does.
+
+use std::path::PathBuf;
+
+use block_io::CacheMode;
+use clap::Args;
+use volume::{BackingPolicy, ImageFormat, ImageOptions};
+
+/// The word that allows everything.
+const ANY: &str = "any";
+
+/// Format and policy of an image that is there.
+#[derive(Args, Debug)]
+pub(crate) struct Access {
+    /// The image's format: raw, qcow2 or vhd. Found out if not said.
+    #[arg(short = 'f', long, value_name = "FORMAT")]
+    pub(super) format: Option<ImageFormat>,
+
+    /// Let the image name files in this folder as backing files, or 'any' file.
+    ///
+    /// Without it, only what lies in the image's own folder, or below it, is opened. May be
+    /// repeated.
+    #[arg(long, value_name = "FOLDER")]
+    allow_backing: Vec<PathBuf>,
+}
+
+impl Access {
+    /// How to open the image.
+    pub(crate) fn options(&self, read_only: bool, cache: CacheMode) -> ImageOptions {
+        ImageOptions { format: self.format, read_only, cache, backing: self.policy() }
+    }
+
+    /// To read it, through the page cache.
+    pub(super) fn reading(&self) -> ImageOptions {
+        self.options(true, CacheMode::Cached)
+    }
+
+    /// To change it, through the page cache.
+    pub(super) fn changing(&self) -> ImageOptions {
+        self.options(false, CacheMode::Cached)
+    }
+
+    /// What it may name.
+    fn policy(&self) -> BackingPolicy {
+        if self.allow_backing.iter().any(|folder| folder.as_os_str() == ANY) {
+            return BackingPolicy::Any;
+        }
+        match self.allow_backing.as_slice() {
+            [] => BackingPolicy::SameFolder,
+            folders => BackingPolicy::Folders(folders.to_vec()),
+        }
+    }
+}

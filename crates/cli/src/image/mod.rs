@@ -1,0 +1,59 @@
+//! `firn image`: one file per verb.
+
+mod access;
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod info;
+mod map;
+mod resize;
+mod snapshot;
+
+use clap::Subcommand;
+
+pub(crate) use access::Access;
+
+use crate::exit::Outcome;
+use crate::output::Output;
+use check::Check;
+use compare::Compare;
+use convert::Convert;
+use create::Create;
+use info::Info;
+use map::Map;
+use resize::Resize;
+use snapshot::SnapshotVerb;
+
+/// The verbs of images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    Create(Create),
+    Info(Info),
+    Check(Check),
+    Map(Map),
+    Convert(Convert),
+    Compare(Compare),
+    Resize(Resize),
+    /// Internal snapshots of an image.
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        after_long_help = "EXAMPLE\n  firn image snapshot create disk.qcow2 monday"
+    )]
+    Snapshot(SnapshotVerb),
+}
+
+/// Does what a verb says.
+pub(crate) fn run(verb: &ImageVerb, output: Output) -> Outcome {
+    match verb {
+        ImageVerb::Create(create) => create.run(output),
+        ImageVerb::Info(info) => info.run(output),
+        ImageVerb::Check(check) => check.run(output),
+        ImageVerb::Map(map) => map.run(output),
+        ImageVerb::Convert(convert) => convert.run(output),
+        ImageVerb::Compare(compare) => compare.run(output),
+        ImageVerb::Resize(resize) => resize.run(output),
+        ImageVerb::Snapshot(verb) => snapshot::run(verb, output),
+    }
+}

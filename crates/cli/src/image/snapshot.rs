@@ -1,0 +1,126 @@
+//! `firn image snapshot`: internal snapshots.
+
+use std::path::PathBuf;
+
+use block_types::{ByteCount, Result, format_size};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use volume::{DiskImage, ImageInfo, ImageSnapshot};
+
+use super::Access;
+use crate::exit::{DONE, Outcome};
+use crate::output::Output;
+use crate::table::{Table, moment};
+
+/// The verbs of internal snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// Take a snapshot of the disk as it is.
+    #[command(after_long_help = "EXAMPLE\n  firn image snapshot create disk.qcow2 monday")]
+    Create(Named),
+    List(List),
+    /// Delete a snapshot.
+    #[command(after_long_help = "EXAMPLE\n  firn image snapshot delete disk.qcow2 monday")]
+    Delete(Named),
+    /// Make the disk what a snapshot is. What was written since is lost; the snapshot stays.
+    #[command(after_long_help = "EXAMPLE\n  firn image snapshot revert disk.qcow2 monday")]
+    Revert(Named),
+}
+
+/// A snapshot of an image.
+#[derive(Args, Debug)]
+pub(crate) struct Named {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    path: PathBuf,
+
+    /// The snapshot's name, or its id if it is there already.
+    #[arg(value_name = "SNAPSHOT")]
+    name: String,
+
+    #[command(flatten)]
+    access: Access,
+}
+
+/// List the snapshots of an image.
+///
+/// With --json the fields are those of 'qemu-img info'.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn image snapshot list disk.qcow2")]
+pub(crate) struct List {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    path: PathBuf,
+}
+
+/// What was done to which snapshot, as JSON has it.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Done {
+    filename: String,
+    name: String,
+}
+
+/// Does what a verb says.
+pub(super) fn run(verb: &SnapshotVerb, output: Output) -> Outcome {
+    match verb {
+        SnapshotVerb::Create(named) => named.create(output),
+        SnapshotVerb::List(list) => list.run(output),
+        SnapshotVerb::Delete(named) => {
+            named.change(output, "deleted", |image| image.delete_snapshot(&named.name))
+        }
+        SnapshotVerb::Revert(named) => named.change(output, "is what the disk is now", |image| {
+            image.revert_to_snapshot(&named.name)
+        }),
+    }
+}
+
+impl Named {
+    fn create(&self, output: Output) -> Outcome {
+        let image = DiskImage::open(&self.path, &self.access.changing())?;
+        let snapshot = image.create_snapshot(&self.name)?;
+        image.close()?;
+        output.done(&snapshot, || {
+            let (path, id) = (self.path.display(), &snapshot.id);
+            format!("{path}: snapshot '{}' taken, id {id}", self.name)
+        })?;
+        Ok(DONE)
+    }
+
+    fn change(
+        &self,
+        output: Output,
+        done: &str,
+        work: impl FnOnce(&DiskImage) -> Result<()>,
+    ) -> Outcome {
+        let image = DiskImage::open(&self.path, &self.access.changing())?;
+        work(&image)?;
+        image.close()?;
+        let report = Done { filename: self.path.display().to_string(), name: self.name.clone() };
+        output.done(&report, || format!("{}: snapshot '{}' {done}", report.filename, self.name))?;
+        Ok(DONE)
+    }
+}
+
+impl List {
+    fn run(&self, output: Output) -> Outcome {
+        let info = ImageInfo::read(&self.path, None)?;
+        output.result(&info.snapshots, || list(&info.snapshots))?;
+        Ok(DONE)
+    }
+}
+
+/// A table of snapshots.
+pub(super) fn list(snapshots: &[ImageSnapshot]) -> String {
+    let mut table = Table::new(&["ID", "SNAPSHOT", "SIZE", "VM STATE", "CREATED"], &[2, 3]);
+    for snapshot in snapshots {
+        table.add([
+            snapshot.id.clone(),
+            snapshot.name.clone(),
+            format_size(ByteCount::new(snapshot.disk_size)),
+            format_size(ByteCount::new(snapshot.vm_state_size)),
+            moment(snapshot.created().as_deref()),
+        ]);
+    }
+    table.render()
+}
