@@ -74,7 +74,7 @@ pub(crate) fn read_devices(
         Some(id) => {
             let problem = format!("device {id} is in one of the two device trees only");
             Err(Error::new(ErrorKind::Corrupt, store.device().name(), problem)
-                .advise("repair it with thin_repair"))
+                .advise("repair it with 'firn pool repair'"))
         }
     }
 }

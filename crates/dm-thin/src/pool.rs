@@ -263,8 +263,9 @@ fn why_read_only(
     options: OpenOptions,
 ) -> Option<(ErrorKind, String)> {
     if superblock.needs_check() {
-        let reason = "its metadata needs a check; repair it with \
-                      'thin_check --clear-needs-check-flag' or 'thin_repair'";
+        let reason = "its metadata needs a check; take the mark off with \
+                      'firn pool check --clear-needs-check' if it is sound, or use \
+                      'firn pool repair'";
         return Some((ErrorKind::Corrupt, reason.into()));
     }
     if let Some(bits) = superblock.forbids_writing() {

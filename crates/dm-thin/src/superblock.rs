@@ -73,7 +73,7 @@ impl Superblock {
             .0;
         let corrupt = |problem: String| {
             Error::new(ErrorKind::Corrupt, name, problem)
-                .advise("repair it with thin_repair, or restore it from a copy")
+                .advise("repair it with 'firn pool repair', or restore it from a copy")
         };
         if layout.magic.get() != MAGIC {
             return Err(corrupt(format!(

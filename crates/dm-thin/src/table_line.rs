@@ -5,7 +5,7 @@ use std::fmt;
 
 use block_types::{ByteCount, Error, ErrorKind, Result};
 
-use crate::words::split;
+use crate::words::{escaped, split};
 use crate::{BlockSize, DeviceId, Discards};
 
 /// `0 LENGTH thin-pool METADATA DATA BLOCK LOW_WATER [COUNT FEATURE...]`.
@@ -195,18 +195,6 @@ fn target(line: &str, target: &str) -> Result<(ByteCount, Vec<String>)> {
         Ok(0) => refuse("zero-length target".into()),
         _ => refuse(format!("has an invalid length, '{}'", words[1])),
     }
-}
-
-/// A word whose blanks and backslashes stand for themselves.
-fn escaped(word: &str) -> String {
-    let mut escaped = String::new();
-    for character in word.chars() {
-        if character.is_ascii_whitespace() || character == '\\' {
-            escaped.push('\\');
-        }
-        escaped.push(character);
-    }
-    escaped
 }
 
 fn refused(line: &str, problem: impl Into<String>) -> Error {

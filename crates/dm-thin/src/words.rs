@@ -7,7 +7,7 @@ pub(crate) fn split(text: &str) -> Vec<String> {
     let mut word: Option<String> = None;
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
-        if character.is_ascii_whitespace() || character == '\x0b' {
+        if is_blank(character) {
             words.extend(word.take());
             continue;
         }
@@ -22,9 +22,33 @@ pub(crate) fn split(text: &str) -> Vec<String> {
     words
 }
 
+/// A word whose blanks and backslashes stand for themselves.
+pub(crate) fn escaped(word: &str) -> String {
+    let mut escaped = String::new();
+    for character in word.chars() {
+        if is_blank(character) || character == '\\' {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// What C's `isspace` takes for a blank: the vertical tab too.
+fn is_blank(character: char) -> bool {
+    character.is_ascii_whitespace() || character == '\x0b'
+}
+
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::{escaped, split};
+
+    #[test]
+    fn an_escaped_word_is_one_word() {
+        for word in ["a b", "a\x0bb", r"a\b\", "\t"] {
+            assert_eq!(split(&escaped(word)), [word]);
+        }
+    }
 
     #[test]
     fn divides_by_blanks_but_not_by_escaped_ones() {

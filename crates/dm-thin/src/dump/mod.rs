@@ -1,6 +1,6 @@
 //! Dumping a pool's metadata as text: the XML of the thin tools, or a form for people.
 //!
-//! One thread walks the trees and reads leaves ahead ([`stream`]), the caller's formats and writes.
+//! One thread walks the trees and reads leaves ahead (`stream`), the caller's formats and writes.
 //! Memory does not grow with the number of mappings: a few batches of leaves, the nodes above them,
 //! and nine bytes for every metadata block where sharing is shown.
 

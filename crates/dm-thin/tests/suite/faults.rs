@@ -158,9 +158,9 @@ fn a_pool_that_needs_a_check_opens_read_only_and_says_how_to_repair() {
     let pool = open(metadata.clone(), data).expect("opened");
     let status = pool.status();
     assert!(status.needs_check && status.degraded);
-    assert!(status.read_only.is_some_and(|reason| reason.contains("thin_check")));
+    assert!(status.read_only.is_some_and(|reason| reason.contains("--clear-needs-check")));
     let error = pool.change(&[Change::CreateThin(id(0))]).expect_err("refused");
-    assert!(error.to_string().contains("thin_repair"), "{error}");
+    assert!(error.to_string().contains("firn pool repair"), "{error}");
     drop(pool);
     assert!(metadata.to_bytes() == before, "a pool that needs a check was written to");
 }
