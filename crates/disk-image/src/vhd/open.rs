@@ -66,7 +66,8 @@ pub(super) enum Batmaps {
 impl VhdImage {
     /// Opens the VHD that `file` holds. `parent` is the parent of a differencing disk, which the
     /// caller has found and opened (GATED-OPEN); [`parent_info`](Self::parent_info) and
-    /// [`probe_parent`](super::probe_parent) say which it is. Without it, what the image itself holds can be read.
+    /// [`probe_parent`](super::probe_parent) say which it is. Without it, what the image itself
+    /// holds can be read.
     ///
     /// An image that is opened for writing is made sound first where a crash has left traces: the
     /// footer lost at the end or differing from its copy, a header on its way.
