@@ -34,7 +34,7 @@ impl Details {
         }
     }
 
-    fn state(self) -> DeviceState {
+    pub(crate) fn state(self) -> DeviceState {
         DeviceState {
             mapped: self.mapped.get(),
             transaction: self.transaction.get(),

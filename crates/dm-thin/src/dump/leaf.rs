@@ -1,14 +1,13 @@
 //! Leaves of mapping trees, read where they lie.
 
 use block_types::{Error, ErrorKind, Result};
+use persistent_data::btree::{HEADER_SIZE, KEY_SIZE, LEAF, NodeHeader};
 use persistent_data::{BlockKind, MetaBlock, verify};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
-use crate::restore::{HEAD, KEY, LEAF, NodeHead};
-
 /// Entries that a leaf of mappings has room for, however it came about.
-const MOST: usize = (persistent_data::BLOCK_SIZE - HEAD) / (2 * KEY);
+const MOST: usize = (persistent_data::BLOCK_SIZE - HEADER_SIZE) / (2 * KEY_SIZE);
 
 /// The entries of a leaf: guest blocks, and where they lie.
 #[derive(Clone, Copy)]
@@ -52,7 +51,10 @@ impl<'b> Leaf<'b> {
     pub(super) fn view(block: &'b [u8]) -> Self {
         let head = head(block);
         let (entries, max) = (head.entries.get() as usize, head.max_entries.get() as usize);
-        Self { keys: words(block, HEAD, entries), values: words(block, HEAD + max * KEY, entries) }
+        Self {
+            keys: words(block, HEADER_SIZE, entries),
+            values: words(block, HEADER_SIZE + max * KEY_SIZE, entries),
+        }
     }
 
     /// The guest blocks, ascending, with their packed mappings.
@@ -71,8 +73,8 @@ impl<'b> Leaf<'b> {
     }
 }
 
-fn head(block: &[u8]) -> &NodeHead {
-    NodeHead::ref_from_prefix(block).expect("a block is longer than a node's head").0
+fn head(block: &[u8]) -> &NodeHeader {
+    NodeHeader::ref_from_prefix(block).expect("a block is longer than a node's head").0
 }
 
 fn words(block: &[u8], start: usize, count: usize) -> &[U64] {

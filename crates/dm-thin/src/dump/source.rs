@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 
 use crate::layout::{DetailsLayout, SuperblockLayout};
 use crate::superblock::{LOCATION, Superblock};
-use crate::{DeviceId, DeviceState, Time};
+use crate::{DeviceId, DeviceState};
 
 /// Nodes above leaves that are kept in memory, since devices share them: 16 MiB at most.
 const CACHE_BLOCKS: usize = 4 << 10;
@@ -208,13 +208,7 @@ fn read_devices(
             stray = Some(key);
             return ControlFlow::Break(());
         };
-        let state = DeviceState {
-            mapped: details.mapped.get(),
-            transaction: details.transaction.get(),
-            created: Time::new(details.created.get()),
-            snapshotted: Time::new(details.snapshotted.get()),
-        };
-        devices.push(SourceDevice { id, state, root });
+        devices.push(SourceDevice { id, state: details.state(), root });
         ControlFlow::Continue(())
     })?;
     match stray.or_else(|| roots.into_keys().next()) {

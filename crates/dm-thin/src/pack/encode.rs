@@ -1,10 +1,10 @@
 //! The instructions that make a block.
 
+use persistent_data::btree::{HEADER_SIZE, KEY_SIZE, LEAF, NodeHeader};
 use persistent_data::{BLOCK_SIZE, BlockKind};
 use zerocopy::FromBytes;
 
 use super::{LOW_BITS, Op};
-use crate::restore::{HEAD, KEY, LEAF, NodeHead};
 
 /// Adds the instructions that make `block` to `out`.
 pub(super) fn encode(block: &[u8], kind: BlockKind, out: &mut Vec<u8>) {
@@ -17,24 +17,24 @@ pub(super) fn encode(block: &[u8], kind: BlockKind, out: &mut Vec<u8>) {
 /// Keys ascend, and so do the values of internal nodes and of mappings as a rule. The room behind
 /// the entries is packed as well, since the checksum covers whatever is left there.
 fn encode_node(block: &[u8], out: &mut Vec<u8>) {
-    let head = NodeHead::ref_from_prefix(block).expect("a block is longer than a node's head").0;
+    let head = NodeHeader::ref_from_prefix(block).expect("a block is longer than a node's head").0;
     let max = head.max_entries.get() as usize;
     let value_size = head.value_size.get() as usize;
     // A node may have any head as long as its checksum is right.
-    let room = max.checked_mul(KEY.saturating_add(value_size));
-    if room.is_none_or(|room| room > BLOCK_SIZE - HEAD) {
+    let room = max.checked_mul(KEY_SIZE.saturating_add(value_size));
+    if room.is_none_or(|room| room > BLOCK_SIZE - HEADER_SIZE) {
         bytes(block, out);
         return;
     }
-    let (head_bytes, rest) = block.split_at(HEAD);
-    let (keys, rest) = rest.split_at(max * KEY);
+    let (head_bytes, rest) = block.split_at(HEADER_SIZE);
+    let (keys, rest) = rest.split_at(max * KEY_SIZE);
     bytes(head_bytes, out);
     numbers(words(keys), out);
-    if value_size != KEY {
+    if value_size != KEY_SIZE {
         bytes(rest, out);
         return;
     }
-    let (values, rest) = rest.split_at(max * KEY);
+    let (values, rest) = rest.split_at(max * KEY_SIZE);
     if head.flags.get() == LEAF {
         let count = max as u16;
         out.extend([tag(Op::Split, (count >> 8) as u8), count as u8]);
@@ -50,7 +50,7 @@ fn encode_node(block: &[u8], out: &mut Vec<u8>) {
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + Clone + '_ {
     bytes
-        .chunks_exact(KEY)
+        .chunks_exact(KEY_SIZE)
         .map(|word| u64::from_le_bytes(word.try_into().expect("a word has eight bytes")))
 }
 

@@ -13,7 +13,7 @@ use super::leaves::{Finished, Leaves, Run, Sink, release_unused};
 use super::output::{Output, too_small};
 use super::spaces::{write_data_map, write_metadata_map};
 use super::tree::{Child, Upper, pack};
-use crate::layout::DetailsLayout;
+use crate::details::Details;
 use crate::superblock::{Roots, Superblock};
 use crate::{BlockSize, DataBlock, DeviceId, DeviceState, GuestBlock, Time};
 
@@ -190,7 +190,7 @@ impl Builder {
         let roots = self.devices.iter().map(|(id, (root, _))| (id.key(), *root));
         roots.clone().for_each(|(_, root)| sink.output.adopt(root));
         let mappings = pack(&mut sink.output, roots)?;
-        let details = self.devices.iter().map(|(id, (_, state))| (id.key(), details_of(state)));
+        let details = self.devices.iter().map(|(id, (_, state))| (id.key(), Details::of(state)));
         let details = pack(&mut sink.output, details)?;
         sink.output.adopt(mappings);
         sink.output.adopt(details);
@@ -211,15 +211,6 @@ impl Builder {
         }
         self.open = Some((open, Leaves::new()));
         Ok(())
-    }
-}
-
-fn details_of(state: &DeviceState) -> DetailsLayout {
-    DetailsLayout {
-        mapped: state.mapped.into(),
-        transaction: state.transaction.into(),
-        created: state.created.get().into(),
-        snapshotted: state.snapshotted.get().into(),
     }
 }
 

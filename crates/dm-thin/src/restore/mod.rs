@@ -24,7 +24,6 @@ use crate::{BlockSize, DeviceId};
 
 pub use builder::{Builder, PoolFields, Shared};
 pub use leaves::Run;
-pub(crate) use node::{HEAD, KEY, LEAF, NodeHead};
 
 /// What is taken from the caller instead of the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Space maps, written in one go from counts in memory.
 
 use block_types::Result;
-use persistent_data::space_map::{COUNTS_PER_BITMAP, IndexEntry};
-use persistent_data::{BLOCK_SIZE, BlockKind, MetaBlock, RefCounts, SpaceMapRoot};
+use persistent_data::space_map::{COUNTS_PER_BITMAP, encode_bitmap};
+use persistent_data::{BlockKind, RefCounts, SpaceMapRoot};
 use zerocopy::IntoBytes;
 
 use super::output::Output;
@@ -17,9 +17,9 @@ const LARGE: u32 = 3;
 pub(super) fn write_data_map(output: &mut Output, counts: &RefCounts) -> Result<SpaceMapRoot> {
     let mut entries = Vec::new();
     for index in 0..bitmaps(counts) {
-        let bitmap = Bitmap::of(counts, index);
+        let bitmap = encode_bitmap(counts, index);
         let at = output.append_owned(BlockKind::Bitmap, |block| {
-            block[HEAD..].copy_from_slice(&bitmap.bytes);
+            block[HEAD..].copy_from_slice(&bitmap.block[HEAD..]);
         })?;
         entries.push((index, bitmap.entry(at)));
     }
@@ -50,9 +50,9 @@ pub(super) fn write_metadata_map(output: &mut Output) -> Result<SpaceMapRoot> {
     (0..=count).for_each(|ahead| output.adopt(output.upcoming(ahead)));
     let mut entries = Vec::new();
     for number in 0..count {
-        let bitmap = Bitmap::of(&output.counts, number);
+        let bitmap = encode_bitmap(&output.counts, number);
         let at = output.append(BlockKind::Bitmap, |block| {
-            block[HEAD..].copy_from_slice(&bitmap.bytes);
+            block[HEAD..].copy_from_slice(&bitmap.block[HEAD..]);
         })?;
         entries.push(bitmap.entry(at));
     }
@@ -75,40 +75,4 @@ fn bitmaps(counts: &RefCounts) -> u64 {
 
 fn large(counts: &RefCounts) -> impl Iterator<Item = (u64, u32)> + '_ {
     counts.used().filter(|&(_, count)| count >= LARGE)
-}
-
-/// The two-bit counts of 16320 blocks. Of a count's bits the lower one is the high bit.
-struct Bitmap {
-    bytes: [u8; BLOCK_SIZE - HEAD],
-    used: u32,
-    none_free_before: u32,
-}
-
-impl Bitmap {
-    fn of(counts: &RefCounts, index: u64) -> Self {
-        let first = index * COUNTS_PER_BITMAP as u64;
-        let len = (counts.len() - first).min(COUNTS_PER_BITMAP as u64);
-        let mut bitmap = Self { bytes: [0; BLOCK_SIZE - HEAD], used: 0, none_free_before: 0 };
-        for place in 0..len {
-            let bits = match counts.get(first + place) {
-                0 => continue,
-                1 => 0b10,
-                2 => 0b01,
-                _ => 0b11,
-            };
-            bitmap.bytes[place as usize / 4] |= bits << (place % 4 * 2);
-            bitmap.none_free_before += u32::from(u64::from(bitmap.used) == place);
-            bitmap.used += 1;
-        }
-        bitmap
-    }
-
-    /// The index entry of the bitmap at `at`. What lies past the end of the map counts as free.
-    fn entry(&self, at: MetaBlock) -> IndexEntry {
-        IndexEntry {
-            bitmap: at.get().into(),
-            nr_free: (COUNTS_PER_BITMAP as u32 - self.used).into(),
-            none_free_before: self.none_free_before.into(),
-        }
-    }
 }

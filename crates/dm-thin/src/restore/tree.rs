@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use block_types::Result;
 use persistent_data::MetaBlock;
-use persistent_data::btree::{Value, max_entries};
+use persistent_data::btree::{INTERNAL, LEAF, Value, max_entries};
 
-use super::node::{INTERNAL, LEAF, append};
+use super::node::append;
 use super::output::Output;
 
 /// A node that has no parent yet.

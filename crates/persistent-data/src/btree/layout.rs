@@ -6,34 +6,34 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::BLOCK_SIZE;
 
 /// The node's values are blocks of the next level down.
-pub(super) const INTERNAL: u32 = 1;
+pub const INTERNAL: u32 = 1;
 /// The node's values are the tree's values.
-pub(super) const LEAF: u32 = 2;
+pub const LEAF: u32 = 2;
 
 /// The head of a node.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct NodeHeader {
+pub struct NodeHeader {
     /// CRC-32C of everything behind it, mixed with the constant of nodes.
-    pub(super) checksum: U32,
+    pub checksum: U32,
     /// [`INTERNAL`] or [`LEAF`].
-    pub(super) flags: U32,
+    pub flags: U32,
     /// The block's own number.
-    pub(super) number: U64,
+    pub number: U64,
     /// Entries in use.
-    pub(super) entries: U32,
+    pub entries: U32,
     /// Entries that there is room for; says where the values begin.
-    pub(super) max_entries: U32,
+    pub max_entries: U32,
     /// Bytes of a value.
-    pub(super) value_size: U32,
+    pub value_size: U32,
     /// Not used.
-    pub(super) padding: U32,
+    pub padding: U32,
 }
 
 /// Bytes of the header.
-pub(super) const HEADER_SIZE: usize = size_of::<NodeHeader>();
+pub const HEADER_SIZE: usize = size_of::<NodeHeader>();
 /// Bytes of a key.
-pub(super) const KEY_SIZE: usize = 8;
+pub const KEY_SIZE: usize = 8;
 
 const _: () = assert!(HEADER_SIZE == 32);
 const _: () = assert!(max_entries(8) == 252 && max_entries(24) == 126);

@@ -26,7 +26,7 @@ mod walk;
 
 pub use create::empty;
 pub use delete::release;
-pub use layout::max_entries;
+pub use layout::{HEADER_SIZE, INTERNAL, KEY_SIZE, LEAF, NodeHeader, max_entries};
 pub use lookup::lookup;
 pub use node::Node;
 pub use prefetch::prefetch;

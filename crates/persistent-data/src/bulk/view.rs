@@ -2,23 +2,11 @@
 
 use block_types::Result;
 use zerocopy::FromBytes;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
-use crate::btree::{Value, check_node};
+use crate::btree::{HEADER_SIZE, KEY_SIZE, LEAF, NodeHeader, Value, check_node};
 use crate::checksum::{corrupt, identify, problem};
 use crate::{Block, BlockKind, MetaBlock};
-
-/// Bytes of a node's header.
-const HEADER: usize = 32;
-/// Where the header has the flags, the entries in use, the room for entries, and the value size.
-const FLAGS: usize = 4;
-const ENTRIES: usize = 16;
-const ROOM: usize = 20;
-const VALUE_SIZE: usize = 24;
-/// The flag of leaves.
-const LEAF: u32 = 2;
-/// Bytes of a key.
-const KEY: usize = 8;
 
 /// A sound node: header checked, keys ascending. Copies nothing.
 #[derive(Clone, Copy, Debug)]
@@ -57,16 +45,15 @@ impl<'b> NodeView<'b> {
     /// ascend.
     pub fn parse(block: &'b Block, at: MetaBlock) -> Result<Self> {
         check_node(block).map_err(|problem| corrupt(at, problem))?;
-        let [flags, len, room, value_size] =
-            [FLAGS, ENTRIES, ROOM, VALUE_SIZE].map(|field| word(block, field));
+        let (header, _) = NodeHeader::ref_from_prefix(&block[..]).expect("a block is longer");
+        let (len, room) = (header.entries.get() as usize, header.max_entries.get() as usize);
         // The check has shown that all of them together fit the block.
-        let value_size = if room == 0 { 0 } else { value_size as usize };
-        let (len, room) = (len as usize, room as usize);
-        let keys = <[U64]>::ref_from_bytes(&block[HEADER..HEADER + len * KEY])
+        let value_size = if room == 0 { 0 } else { header.value_size.get() as usize };
+        let keys = <[U64]>::ref_from_bytes(&block[HEADER_SIZE..HEADER_SIZE + len * KEY_SIZE])
             .expect("keys have no alignment and fill the bytes");
-        let values = HEADER + room * KEY;
+        let values = HEADER_SIZE + room * KEY_SIZE;
         let values = &block[values..values + len * value_size];
-        Ok(Self { at, leaf: flags == LEAF, value_size, keys, values })
+        Ok(Self { at, leaf: header.flags.get() == LEAF, value_size, keys, values })
     }
 
     /// Where the node lies.
@@ -122,10 +109,6 @@ impl<'b> NodeView<'b> {
         let block = |word: &U64| MetaBlock::new(word.get());
         self.keys.iter().map(|key| key.get()).zip(words.iter().map(block))
     }
-}
-
-fn word(block: &Block, at: usize) -> u32 {
-    U32::read_from_bytes(&block[at..at + 4]).expect("four bytes").get()
 }
 
 #[cfg(test)]

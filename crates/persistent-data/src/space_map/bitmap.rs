@@ -17,15 +17,17 @@ const HEAD: usize = 16;
 const PER_BYTE: usize = 4;
 
 /// A bitmap, and what its index entry says about it.
-pub(crate) struct Encoded {
-    pub(crate) block: Block,
+#[derive(Debug)]
+pub struct EncodedBitmap {
+    /// The block, complete but for its seal.
+    pub block: Block,
     nr_free: u32,
     none_free_before: u32,
 }
 
-impl Encoded {
+impl EncodedBitmap {
     /// The index entry of the bitmap, which lies at `at`.
-    pub(crate) fn entry(&self, at: MetaBlock) -> IndexEntry {
+    pub fn entry(&self, at: MetaBlock) -> IndexEntry {
         IndexEntry {
             bitmap: at.get().into(),
             nr_free: self.nr_free.into(),
@@ -39,8 +41,8 @@ pub(crate) const fn bitmaps_for(blocks: u64) -> u64 {
     blocks.div_ceil(COUNTS_PER_BITMAP as u64)
 }
 
-/// The bitmap with this index, complete but for its seal.
-pub(crate) fn encode(counts: &RefCounts, index: u64) -> Encoded {
+/// The bitmap with this index.
+pub fn encode_bitmap(counts: &RefCounts, index: u64) -> EncodedBitmap {
     let first = index * COUNTS_PER_BITMAP as u64;
     let bytes = counts.bytes(first..first + COUNTS_PER_BITMAP as u64);
     let mut block = Block::zeroed();
@@ -62,7 +64,7 @@ pub(crate) fn encode(counts: &RefCounts, index: u64) -> Encoded {
     let before = bytes.iter().position(|&count| count == 0).unwrap_or(bytes.len());
     // The format counts what lies past the end of the map as free.
     let nr_free = (COUNTS_PER_BITMAP - used) as u32;
-    Encoded { block, nr_free, none_free_before: before as u32 }
+    EncodedBitmap { block, nr_free, none_free_before: before as u32 }
 }
 
 /// Writes the counts of a bitmap to `counts`, 3 for those that are elsewhere; as many as there is
@@ -92,7 +94,7 @@ fn swap(count: u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::{COUNTS_PER_BITMAP, bitmaps_for, decode, encode};
+    use super::{COUNTS_PER_BITMAP, bitmaps_for, decode, encode_bitmap};
     use crate::RefCounts;
 
     #[test]
@@ -101,7 +103,7 @@ mod tests {
         for (block, count) in [2, 0, 2, 2, 1, 1, 1, 1, 1000, 3].into_iter().enumerate() {
             counts.set(block as u64, count);
         }
-        let encoded = encode(&counts, 0);
+        let encoded = encode_bitmap(&counts, 0);
         // 0x51 begins the data bitmap of a kernel's pool: count 2, count 0, count 2, count 2.
         assert_eq!(encoded.block[16..19], [0x51, 0xAA, 0x0F]);
         assert!(encoded.block[19..].iter().all(|&byte| byte == 0));
@@ -116,9 +118,9 @@ mod tests {
     fn a_full_bitmap_has_no_free_count() {
         let mut counts = RefCounts::new(COUNTS_PER_BITMAP as u64 + 3);
         (0..counts.len()).for_each(|block| counts.set(block, 1));
-        let first = encode(&counts, 0);
+        let first = encode_bitmap(&counts, 0);
         assert_eq!((first.nr_free, first.none_free_before), (0, 16320));
-        let second = encode(&counts, 1);
+        let second = encode_bitmap(&counts, 1);
         assert_eq!((second.nr_free, second.none_free_before), (16317, 3));
         assert_eq!(second.block[16..18], [0b10_10_10, 0]);
     }

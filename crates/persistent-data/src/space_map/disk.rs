@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use block_types::{Error, ErrorKind, Result};
 
-use super::bitmap::{bitmaps_for, encode};
+use super::bitmap::{bitmaps_for, encode_bitmap};
 use super::layout::{IndexEntry, SpaceMapRoot};
 use super::ledger::Ledger;
 use crate::btree::{self, NoRefs};
@@ -108,7 +108,7 @@ impl DiskSpaceMap {
             let slot = &mut self.bitmaps[index as usize];
             let at = txn.replace(*slot)?;
             *slot = Some(at);
-            let encoded = encode(self.ledger.counts(), index);
+            let encoded = encode_bitmap(self.ledger.counts(), index);
             entries.push((index, Some(encoded.entry(at))));
             txn.put(at, BlockKind::Bitmap, encoded.block)?;
         }

@@ -7,7 +7,7 @@
 
 use block_types::{Error, ErrorKind, Result};
 
-use super::bitmap::{COUNTS_PER_BITMAP, bitmaps_for, encode};
+use super::bitmap::{COUNTS_PER_BITMAP, bitmaps_for, encode_bitmap};
 use super::layout::{IndexEntry, MAX_METADATA_BITMAPS, MetadataIndex, SpaceMapRoot};
 use super::ledger::Ledger;
 use crate::btree::{self, NoRefs};
@@ -74,7 +74,7 @@ impl MetadataMap {
         // Only the counts are believed: what the index says about free blocks is reckoned anew.
         let bitmaps = (0..)
             .zip(places)
-            .map(|(number, at)| encode(ledger.counts(), number).entry(at))
+            .map(|(number, at)| encode_bitmap(ledger.counts(), number).entry(at))
             .collect();
         Ok(Self { ledger, bitmaps, index: Some(index), ref_count_root })
     }
@@ -123,7 +123,7 @@ pub(crate) fn commit(txn: &mut Transaction) -> Result<SpaceMapRoot> {
     let moved = move_bitmaps(txn)?;
     for number in moved {
         let at = txn.map.bitmaps[number as usize].at().expect("the bitmap was just moved");
-        let encoded = encode(txn.map.ledger.counts(), number);
+        let encoded = encode_bitmap(txn.map.ledger.counts(), number);
         txn.map.bitmaps[number as usize] = encoded.entry(at);
         txn.put(at, BlockKind::Bitmap, encoded.block)?;
     }

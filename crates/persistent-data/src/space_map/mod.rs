@@ -12,6 +12,6 @@ mod layout;
 mod ledger;
 pub(crate) mod metadata;
 
-pub use bitmap::COUNTS_PER_BITMAP;
+pub use bitmap::{COUNTS_PER_BITMAP, EncodedBitmap, encode_bitmap};
 pub use disk::DiskSpaceMap;
 pub use layout::{IndexEntry, SpaceMapRoot};
