@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::generate::{Completions, GenerateMan};
 use crate::image::ImageVerb;
+use crate::job::JobVerb;
 use crate::pool::PoolVerb;
 use crate::serve::Serve;
 use crate::snapshot::SnapshotVerb;
@@ -76,6 +77,10 @@ pub(crate) enum Object {
     /// Disk images: qcow2, VHD and raw files.
     #[command(subcommand, arg_required_else_help = true)]
     Image(ImageVerb),
+
+    /// Jobs: long work that a daemon is doing.
+    #[command(subcommand, arg_required_else_help = true)]
+    Job(JobVerb),
 
     Serve(Serve),
 

@@ -9,6 +9,7 @@ mod command;
 mod exit;
 mod generate;
 mod image;
+mod job;
 mod log;
 mod map;
 mod metadata;
@@ -47,6 +48,7 @@ fn run(firn: &Firn) -> Outcome {
         Object::Volume(verb) => volume::run(verb, output),
         Object::Snapshot(verb) => snapshot::run(verb, output),
         Object::Image(verb) => image::run(verb, output),
+        Object::Job(verb) => job::run(verb, output),
         Object::Serve(serve) => serve::run(serve, output),
         Object::Completions(completions) => generate::completions(completions),
         Object::GenerateMan(pages) => generate::pages(pages),

@@ -11,6 +11,7 @@ use volume::{
     SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
+use crate::job::JobAccess;
 use crate::local::LocalPool;
 use crate::remote::RemotePool;
 use crate::report::ExportInfo;
@@ -111,6 +112,10 @@ pub trait PoolAccess: Send + Sync {
     /// Opens a volume or a snapshot: directly, or as a client of the daemon. To be dropped before
     /// the access is.
     fn open_device(&self, node: &NodeName, read_only: bool) -> Result<Arc<dyn BlockDevice>>;
+
+    /// The jobs that work on the pool: those of its daemon, or those that were begun here and end
+    /// with [`close`](Self::close).
+    fn jobs(&self) -> &dyn JobAccess;
 
     /// Commits what was changed; nothing can be asked afterwards. A pool that a daemon serves stays
     /// open there.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use block_io::CacheMode;
 use block_types::{Error, Result};
+use jobs::Registry;
 use nbd::{ExportSource, Listener, Server, ServerOptions, Transport, Uri};
 use tokio::runtime::Runtime;
 use volume::{OpenOptions, PoolDirectory};
@@ -93,7 +94,8 @@ impl Daemon {
         let exports = Arc::new(PoolExports::new(Arc::clone(&pool), read_only));
         let source = Arc::clone(&exports) as Arc<dyn ExportSource>;
         let server = Server::start(listeners, source, ServerOptions::default())?;
-        let served = Arc::new(ServedPool { pool, exports, server, base, path });
+        let jobs = Arc::new(Registry::new());
+        let served = Arc::new(ServedPool { pool, exports, server, jobs, base, path });
         let control = Control::start(&runtime, control_socket, Arc::clone(&served))?;
         let ready = Ready {
             nbd_uri: served.base.to_string(),
@@ -128,7 +130,12 @@ impl Daemon {
         let Self { served, mut control, runtime, .. } = self;
         let deadline = Instant::now() + GRACE;
         control.refuse();
-        let orderly = served.server.shutdown(GRACE);
+        // Jobs end beside the clients' last requests; what they leave can be taken up again.
+        let orderly = std::thread::scope(|scope| {
+            let jobs = scope.spawn(|| served.jobs.shutdown(GRACE));
+            let clients = served.server.shutdown(GRACE);
+            clients && jobs.join().unwrap_or(false)
+        });
         let rest = deadline.saturating_duration_since(Instant::now());
         // The sockets go before the lock does: the paths may be another daemon's right after that.
         if !control.finish(&runtime, rest) || !orderly {

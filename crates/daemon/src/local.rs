@@ -4,22 +4,25 @@ use std::sync::Arc;
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
+use jobs::Registry;
 use volume::{
     ChangedRange, CheckReport, DeviceId, Message, NodeName, PoolDirectory, PoolReport,
     SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
+use crate::job::{self, JobAccess};
 use crate::report::ExportInfo;
 
 /// Access to a pool of our own.
 pub(crate) struct LocalPool {
     pool: Arc<PoolDirectory>,
+    jobs: Registry,
 }
 
 impl LocalPool {
     pub(crate) fn new(pool: Arc<PoolDirectory>) -> Self {
-        Self { pool }
+        Self { pool, jobs: Registry::new() }
     }
 }
 
@@ -123,7 +126,15 @@ impl PoolAccess for LocalPool {
         self.pool.open_node(node, read_only)
     }
 
+    fn jobs(&self) -> &dyn JobAccess {
+        &self.jobs
+    }
+
     fn close(&self) -> Result<()> {
+        if !self.jobs.shutdown(job::PATIENCE) {
+            let problem = "a job does not end, though it was cancelled";
+            return Err(Error::new(ErrorKind::Busy, "pool", problem));
+        }
         self.pool.close()
     }
 }

@@ -16,6 +16,8 @@ use crate::access::PoolAccess;
 use crate::api::{NewName, NewSize, NewVolume, PoolMessage, StatusLine};
 use crate::client::Client;
 use crate::control;
+use crate::job::JobAccess;
+use crate::remote_jobs::RemoteJobs;
 use crate::report::{DaemonInfo, ExportInfo};
 
 /// How long a daemon that is well may take to say who it is.
@@ -24,6 +26,7 @@ const GREETING: Duration = Duration::from_secs(5);
 /// Access to a pool through its daemon.
 pub(crate) struct RemotePool {
     client: Client,
+    jobs: RemoteJobs,
     /// The pool's directory as the caller names it; the daemon may stand elsewhere.
     dir: PathBuf,
 }
@@ -37,7 +40,8 @@ impl RemotePool {
         let client = Client::new(&dir.join(control::SOCKET))?;
         let daemon: DaemonInfo = client.get_within("/v1/version", GREETING)?;
         tracing::debug!(pid = daemon.pid, version = daemon.version, "through the daemon");
-        Ok(Self { client, dir: dir.to_owned() })
+        let jobs = RemoteJobs::new(Client::new(&dir.join(control::SOCKET))?);
+        Ok(Self { client, jobs, dir: dir.to_owned() })
     }
 
     /// A report that names the pool as the caller does.
@@ -188,6 +192,10 @@ impl PoolAccess for RemotePool {
                 .advise("'firn snapshot list' shows what there is"));
         };
         volume::open_device(&export.uri, &DeviceOptions { read_only, cache: CacheMode::default() })
+    }
+
+    fn jobs(&self) -> &dyn JobAccess {
+        &self.jobs
     }
 
     fn close(&self) -> Result<()> {

@@ -15,14 +15,14 @@ use crate::notify::notify;
 use crate::run::Command;
 
 /// What asks the process to end.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
     /// Takes the signals over from the system. Called inside a runtime.
-    fn take() -> Result<Self> {
+    pub(crate) fn take() -> Result<Self> {
         let take = |kind| {
             signal(kind).map_err(|error| Error::io("signals", "cannot be taken over", error))
         };
@@ -33,7 +33,7 @@ impl Signals {
     }
 
     /// Waits for the next one, and returns its number.
-    async fn next(&mut self) -> i32 {
+    pub(crate) async fn next(&mut self) -> i32 {
         let kind = tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
@@ -42,7 +42,7 @@ impl Signals {
     }
 
     /// Ends the process at the next one.
-    async fn exit(mut self) -> ! {
+    pub(crate) async fn exit(mut self) -> ! {
         let number = self.next().await;
         tracing::warn!("asked to end again; ending at once");
         std::process::exit(128 + number);

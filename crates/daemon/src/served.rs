@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block_types::{Error, ErrorKind, Result};
+use jobs::Registry;
 use nbd::{Server, Transport, Uri};
 use volume::{Message, NodeName, PoolDirectory, SnapshotName, VolumeInfo, VolumeName};
 
@@ -22,6 +23,8 @@ pub(crate) struct ServedPool {
     pub(crate) pool: Arc<PoolDirectory>,
     pub(crate) exports: Arc<PoolExports>,
     pub(crate) server: Server,
+    /// What works on the pool for long.
+    pub(crate) jobs: Arc<Registry>,
     /// The NBD server as clients reach it.
     pub(crate) base: Uri,
     /// The pool's directory, absolute.

@@ -107,10 +107,20 @@ impl CopyJob {
     /// The first failure of a request, with its place; [`ErrorKind::Cancelled`]. The target then
     /// holds part of the source.
     pub fn run(self) -> Result<CopyReport> {
+        let monitor = self.monitor();
+        self.run_under(&monitor)
+    }
+
+    /// [`run`](Self::run) as a part of a larger job, which has the monitor and counted this copy
+    /// in its total.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_under(self, monitor: &Monitor) -> Result<CopyReport> {
         let shared = Shared {
             source: &*self.source,
             target: &*self.target,
-            monitor: &self.monitor,
+            monitor,
             target_content: self.options.target,
             zeros: self.options.find_zeros.then(|| self.zero_unit()),
             plan: Mutex::new(self.plan()),
@@ -120,8 +130,8 @@ impl CopyJob {
         if let Some(error) = shared.failure.into_inner() {
             return Err(error);
         }
-        if self.monitor.is_cancelled() {
-            let done = self.monitor.done().get();
+        if monitor.is_cancelled() {
+            let done = monitor.done().get();
             let problem = format!("was cancelled after {done} bytes");
             return Err(Error::new(ErrorKind::Cancelled, self.title(), problem));
         }

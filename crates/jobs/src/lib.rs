@@ -1,13 +1,14 @@
-//! The copy engine behind every long job.
+//! The engine behind every long job.
 //!
-//! A job is a plan of what to do to which range, a few requests in flight, a bound on memory, and a
-//! figure that whoever started it may look at. This crate has the first of them, [`CopyJob`]: it
-//! makes one device read like another.
+//! A job is a loop over bounded steps. The formats offer the steps, which return quickly and keep
+//! every invariant; what a loop needs besides is here. A [`Monitor`] shows how far it is and lets
+//! others pause, slow down and cancel it; a [`Registry`] runs jobs on threads and remembers how
+//! they ended; [`CopyJob`] makes one device read like another.
 //!
 //! ```text
 //!   source.extents() -> Plan -> pieces -> workers: read, look for zeros, write -> target
 //!                                            |
-//!                                         Monitor: bytes done, cancel
+//!   Registry: start, list, wait, end ---> Monitor: bytes done, pause, rate, cancel
 //! ```
 //!
 //! A job calls nobody back. It may be killed at any instant and begun again (RERUNNABLE): it only
@@ -16,8 +17,12 @@
 mod copy;
 mod monitor;
 mod plan;
+mod registry;
+mod report;
 mod worker;
 mod zeros;
 
 pub use copy::{CopyJob, CopyOptions, CopyReport, TargetContent};
 pub use monitor::Monitor;
+pub use registry::Registry;
+pub use report::{JobId, JobReport, JobState};

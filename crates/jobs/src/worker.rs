@@ -56,7 +56,7 @@ pub(crate) fn work(shared: &Shared<'_>, size: ByteCount) -> Tally {
         Worker { shared, buffer: AlignedBuf::zeroed(size.as_usize()), tally: Tally::default() };
     while let Some(piece) = shared.take() {
         match worker.deal_with(piece) {
-            Ok(()) => shared.monitor.advance(piece.range.len),
+            Ok(()) => shared.count(piece),
             Err(error) => {
                 shared.fail(&format!("stopped at {}", piece.range), error);
                 break;
@@ -69,7 +69,7 @@ pub(crate) fn work(shared: &Shared<'_>, size: ByteCount) -> Tally {
 impl Shared<'_> {
     /// The next piece that is to be dealt with.
     fn take(&self) -> Option<Piece> {
-        if self.monitor.is_cancelled() || self.failure.lock().is_some() {
+        if self.monitor.checkpoint().is_err() || self.failure.lock().is_some() {
             return None;
         }
         let next = self.plan.lock().next(self.source);
@@ -77,6 +77,14 @@ impl Shared<'_> {
             self.fail("cannot find out what there is to copy", error);
             None
         })
+    }
+
+    /// Counts a piece as dealt with.
+    fn count(&self, piece: Piece) {
+        match piece.action {
+            Action::Copy => self.monitor.advance(piece.range.len),
+            Action::Clear => self.monitor.skip(piece.range.len),
+        }
     }
 
     /// Keeps the failure, unless it is a later one.

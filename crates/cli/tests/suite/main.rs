@@ -7,6 +7,8 @@ mod help;
 #[cfg(test)]
 mod image;
 #[cfg(test)]
+mod job;
+#[cfg(test)]
 mod lab;
 #[cfg(test)]
 mod messages;

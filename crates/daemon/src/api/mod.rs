@@ -5,6 +5,7 @@
 
 mod exports;
 mod extract;
+mod jobs;
 mod pool;
 mod problem;
 mod request;
@@ -26,8 +27,8 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use problem::Problem;
-pub(crate) use request::{NewName, NewSize, NewVolume, PoolMessage, StatusLine};
+pub use problem::Problem;
+pub(crate) use request::{JobRate, NewName, NewSize, NewVolume, PoolMessage, StatusLine};
 
 use crate::served::ServedPool;
 use problem::Failure;
@@ -51,6 +52,7 @@ const DOCUMENT_PATH: &str = "/v1/openapi.json";
         (name = "pool", description = "The pool as a whole"),
         (name = "volumes", description = "Volumes"),
         (name = "snapshots", description = "Snapshots of volumes"),
+        (name = "jobs", description = "Long work in progress"),
         (name = "daemon", description = "The serving process and its clients")
     )
 )]
@@ -83,16 +85,20 @@ fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
 /// The API of `served`.
 pub(crate) fn router(served: Arc<ServedPool>) -> Router {
     let (router, _) = parts();
+    let (jobs, _) = jobs::parts();
+    let jobs = jobs.with_state(Arc::clone(&served.jobs));
     router
+        .with_state(served)
+        .merge(jobs)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn(log))
-        .with_state(served)
 }
 
 /// The OpenAPI document of the control API, as JSON.
 pub fn openapi() -> String {
-    let (_, document) = parts();
+    let (_, mut document) = parts();
+    document.merge(jobs::parts().1);
     document.to_pretty_json().expect("the document is made of plain values")
 }
 
@@ -128,9 +134,9 @@ async fn log(request: Request, next: Next) -> Response {
 }
 
 /// Does `work` on a thread that may block.
-async fn blocking<T: Send + 'static>(
-    State(served): State<Arc<ServedPool>>,
-    work: impl FnOnce(&ServedPool) -> Result<T> + Send + 'static,
+async fn blocking<S: Send + Sync + 'static, T: Send + 'static>(
+    State(served): State<Arc<S>>,
+    work: impl FnOnce(&S) -> Result<T> + Send + 'static,
 ) -> Reply<T> {
     let done = tokio::task::spawn_blocking(move || work(&served)).await;
     let done = done.map_err(|error| {
@@ -140,25 +146,25 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Does `work` likewise, and answers with what it returns.
-async fn reply<T: Send + 'static>(
-    served: State<Arc<ServedPool>>,
-    work: impl FnOnce(&ServedPool) -> Result<T> + Send + 'static,
+async fn reply<S: Send + Sync + 'static, T: Send + 'static>(
+    served: State<Arc<S>>,
+    work: impl FnOnce(&S) -> Result<T> + Send + 'static,
 ) -> Reply<Json<T>> {
     blocking(served, work).await.map(Json)
 }
 
 /// Does `work` likewise, and answers that something was made.
-async fn made<T: Send + 'static>(
-    served: State<Arc<ServedPool>>,
-    work: impl FnOnce(&ServedPool) -> Result<T> + Send + 'static,
+async fn made<S: Send + Sync + 'static, T: Send + 'static>(
+    served: State<Arc<S>>,
+    work: impl FnOnce(&S) -> Result<T> + Send + 'static,
 ) -> Reply<(StatusCode, Json<T>)> {
     Ok((StatusCode::CREATED, Json(blocking(served, work).await?)))
 }
 
 /// Does `work` likewise, and answers that it is done.
-async fn done(
-    served: State<Arc<ServedPool>>,
-    work: impl FnOnce(&ServedPool) -> Result<()> + Send + 'static,
+async fn done<S: Send + Sync + 'static>(
+    served: State<Arc<S>>,
+    work: impl FnOnce(&S) -> Result<()> + Send + 'static,
 ) -> Reply<StatusCode> {
     blocking(served, work).await.map(|()| StatusCode::NO_CONTENT)
 }

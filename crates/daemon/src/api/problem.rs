@@ -27,7 +27,7 @@ const KINDS: [(ErrorKind, &str, StatusCode); 13] = [
 /// A failure: of what kind, at which object, what is wrong and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoResponses)]
 #[response(status = "default", description = "What went wrong, and what to do about it")]
-pub(crate) struct Problem {
+pub struct Problem {
     /// `io`, `out-of-space`, `read-only`, `out-of-range`, `invalid`, `unsupported`, `corrupt`,
     /// `not-found`, `exists`, `busy`, `denied`, `stopped` or `cancelled`.
     kind: String,
@@ -48,6 +48,12 @@ fn entry(kind: ErrorKind) -> (ErrorKind, &'static str, StatusCode) {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for Problem {
+    fn from(error: &Error) -> Self {
         // The cause is told as part of the sentence: it cannot cross as an object.
         let text = error.to_string();
         let front = format!("{}: ", error.object());

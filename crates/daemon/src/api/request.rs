@@ -30,6 +30,14 @@ pub(crate) struct PoolMessage {
     pub(crate) message: String,
 }
 
+/// A limit on what a job may move.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JobRate {
+    /// Bytes in a second; 0 for no limit.
+    pub(crate) rate: u64,
+}
+
 /// What `dmsetup status` would print.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct StatusLine {

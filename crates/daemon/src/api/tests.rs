@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block_io::CacheMode;
-use block_types::{ByteCount, ErrorKind, Result};
+use block_types::{ByteCount, Error, ErrorKind, Result};
 use hyper::Method;
+use jobs::Monitor;
 use nbd::ExportSource;
 use serde::Serialize;
 use serde_json::Value;
@@ -21,12 +22,20 @@ use super::openapi;
 use crate::access::access;
 use crate::client::Client;
 use crate::daemon::{Daemon, ServeOptions};
+use crate::job::JobInfo;
 
 /// Every request that the API knows; the client, the daemon and the document agree on these.
-const ROUTES: [(&str, &str); 22] = [
+const ROUTES: [(&str, &str); 29] = [
     ("POST", "/v1/devices/{id}/name"),
     ("GET", "/v1/diff"),
     ("GET", "/v1/exports"),
+    ("GET", "/v1/jobs"),
+    ("GET", "/v1/jobs/{job}"),
+    ("PATCH", "/v1/jobs/{job}"),
+    ("POST", "/v1/jobs/{job}/cancel"),
+    ("POST", "/v1/jobs/{job}/complete"),
+    ("POST", "/v1/jobs/{job}/pause"),
+    ("POST", "/v1/jobs/{job}/resume"),
     ("GET", "/v1/openapi.json"),
     ("GET", "/v1/pool"),
     ("POST", "/v1/pool/check"),
@@ -95,7 +104,7 @@ fn every_route_of_the_document_is_served() {
     let (daemon, client) = daemon(folder.path());
     for (method, path) in ROUTES {
         let target = path.replace("{name}", "no-volume").replace("{snapshot}", "no-snapshot");
-        let target = target.replace("{id}", "0");
+        let target = target.replace("{id}", "0").replace("{job}", "0");
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         if let Err(error) = client.ask::<Value>(method.clone(), &target) {
             assert_ne!(error.object(), target, "{method} {target}: {error}");
@@ -246,4 +255,65 @@ fn stopping_waits_for_requests_and_not_for_idle_connections() {
 
     let pool = access(&folder.path().join("lab"), true).unwrap();
     assert_eq!(pool.volumes().unwrap(), []);
+}
+
+#[test]
+fn a_job_is_seen_and_led_from_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (daemon, _) = daemon(folder.path());
+    let pool = folder.path().join("lab");
+    let jobs = crate::jobs(&pool).unwrap();
+    assert_eq!(jobs.list().unwrap(), []);
+    let (go, wait) = std::sync::mpsc::channel();
+    let work = move |monitor: &Monitor| {
+        wait.recv().unwrap();
+        monitor.set_ready(true);
+        while !monitor.await_completion(Duration::from_millis(5))? {}
+        Ok(serde_json::json!({ "moved": 7 }))
+    };
+    let size = ByteCount::new(7);
+    let id = daemon.served.jobs.start("merge", "db", size, work).unwrap().get();
+    assert_eq!(jobs.pause(id).unwrap().state, "paused");
+    assert_eq!(jobs.set_rate(id, 9).unwrap().rate, Some(9));
+    assert_eq!(jobs.set_rate(id, 0).unwrap().rate, None);
+    assert_eq!(jobs.resume(id).unwrap().state, "running");
+    go.send(()).unwrap();
+    wait_until(|| jobs.show(id).unwrap().state == "ready");
+    let job = access(&pool, false).unwrap().jobs().complete(id).unwrap();
+    assert_eq!((job.kind.as_str(), job.object.as_str()), ("merge", "db"));
+    wait_until(|| jobs.show(id).unwrap().is_over());
+    let job = jobs.show(id).unwrap();
+    assert_eq!((job.state.as_str(), job.failure().is_none()), ("done", true));
+    assert_eq!(job.result, Some(serde_json::json!({ "moved": 7 })));
+    assert_eq!(jobs.cancel(id).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(jobs.show(99).unwrap_err().kind(), ErrorKind::NotFound);
+
+    // Stopping cancels what still runs.
+    let endless = |monitor: &Monitor| -> Result<()> {
+        while !monitor.await_completion(Duration::from_secs(1))? {}
+        Ok(())
+    };
+    daemon.served.jobs.start("merge", "db", size, endless).unwrap();
+    daemon.stop().unwrap();
+    let error = crate::jobs(&pool).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn the_document_describes_jobs() {
+    let problem = Error::new(ErrorKind::Io, "db", "is gone").advise("find it");
+    let job = JobInfo {
+        id: 1,
+        kind: "merge".to_owned(),
+        object: "db".to_owned(),
+        state: "failed".to_owned(),
+        total: 1,
+        done: 1,
+        rate: Some(1),
+        started: "2026-11-01T00:00:00Z".to_owned(),
+        elapsed: 1,
+        error: Some(problem.into()),
+        result: Some(serde_json::json!({ "moved": 7 })),
+    };
+    assert_eq!(described(&document(), "JobInfo"), actual(&job));
 }
