@@ -37,8 +37,8 @@ impl Level {
         changed
     }
 
-    /// Sets the bits of `mask` in one word, and says whether one of them was clear. Only looks where
-    /// all are set already: that is what most writes find.
+    /// Sets the bits of `mask` in one word, and says whether one of them was clear. Where all are
+    /// set already, which is what most writes find, it only looks.
     pub(super) fn or(&self, word: u64, mask: u64) -> bool {
         let cell = &self.0[word as usize];
         cell.load(Ordering::SeqCst) & mask != mask

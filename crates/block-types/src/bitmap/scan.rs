@@ -21,8 +21,8 @@ impl DirtyBitmap {
         Some(self.under(Bits { start: clear, end: clear + 1 }).start.max(from))
     }
 
-    /// The first run of dirty granules that reaches past `from`, cut off at `from` and at the disk's
-    /// end; it may take in what is set while it is looked for.
+    /// The first run of dirty granules that reaches past `from`, cut off there and at the disk's
+    /// end. It may take in what is set meanwhile.
     pub fn next_dirty_run(&self, from: ByteOffset) -> Option<ByteRange> {
         let bit = from.get() >> self.granularity.exponent();
         let _nobody_clears = self.clearing.read();
