@@ -88,26 +88,22 @@ impl Windows {
 }
 
 impl Allocator {
-    /// An allocator over `blocks` blocks, of which `used` says the ones in use.
-    pub(crate) fn new(
-        block_size: BlockSize,
-        blocks: u64,
-        used: impl Iterator<Item = DataBlock>,
-    ) -> Self {
-        let mut allocator = Self {
-            used: vec![0; blocks.div_ceil(WORD) as usize],
+    /// An allocator over `blocks` blocks. In `used` each has a bit, set if it is in use; those of
+    /// which nothing is said are free.
+    pub(crate) fn new(block_size: BlockSize, blocks: u64, used: impl Iterator<Item = u64>) -> Self {
+        let mut used: Vec<u64> = used.collect();
+        used.resize(blocks.div_ceil(WORD) as usize, 0);
+        let in_use: u64 = used.iter().map(|word| u64::from(word.count_ones())).sum();
+        Self {
+            used,
             blocks,
-            free: blocks,
+            free: blocks - in_use,
             cursor: 0,
             window_blocks: (WINDOW_BYTES / block_size.bytes().get()).max(1),
             windows: HashMap::new(),
             wanted: Vec::new(),
             ended: false,
-        };
-        for block in used {
-            allocator.mark(block.get());
         }
-        allocator
     }
 
     /// Blocks that are free.

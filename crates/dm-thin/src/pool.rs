@@ -18,7 +18,7 @@ use crate::superblock::Superblock;
 use crate::trees::{Trees, blocks_of};
 use crate::volume::{Core, ThinVolume};
 use crate::worst_case::Demand;
-use crate::{BlockSize, DataBlock, DeviceId, DeviceState};
+use crate::{BlockSize, DeviceId, DeviceState};
 
 /// The fewest metadata blocks of a pool, as the kernel's tools have it: 1 MiB.
 const FEWEST_METADATA_BLOCKS: u64 = 256;
@@ -297,8 +297,8 @@ fn parts(
 ) -> Parts {
     let block_size = trees.superblock().block_size();
     let roots = trees.superblock().roots();
-    let used = trees.data_map().counts().used().map(|(block, _)| DataBlock::new(block));
-    let allocator = Allocator::new(block_size, trees.data_map().nr_blocks(), used);
+    let map = trees.data_map();
+    let allocator = Allocator::new(block_size, map.nr_blocks(), map.counts().used_bits());
     let (free, _) = trees.metadata_blocks();
     let pending = Pending {
         ops: Vec::new(),

@@ -133,6 +133,17 @@ impl RefCounts {
         })
     }
 
+    /// A bit for every block, set where it is in use: 64 blocks a word, the first in the lowest
+    /// bit.
+    pub fn used_bits(&self) -> impl Iterator<Item = u64> + '_ {
+        self.small.chunks(u64::BITS as usize).map(|counts| {
+            let (whole, rest) = counts.as_chunks();
+            let bits = whole.iter().rev().fold(0, |bits, eight| bits << 8 | above_zero(*eight));
+            let rest = rest.iter().rev().fold(0, |bits, &count| bits << 1 | u64::from(count != 0));
+            bits | rest.checked_shl(8 * whole.len() as u32).unwrap_or(0)
+        })
+    }
+
     /// The runs of free blocks, ascending, each as long as it can be.
     pub fn free_runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let mut from = 0;
@@ -153,6 +164,16 @@ impl RefCounts {
         let rest = self.small.get(index(from)..)?;
         rest.iter().position(|&count| wanted(count)).map(|distance| from + distance as u64)
     }
+}
+
+/// A bit for each of eight counts, set where it is above 0.
+fn above_zero(counts: [u8; 8]) -> u64 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let counts = u64::from_le_bytes(counts);
+    // The addition carries into the highest bit of a byte that has any of the lower ones.
+    let marks = (((counts & LOW) + LOW) | counts) & !LOW;
+    // Each factor moves the mark of one byte to its place in the highest byte; none collide.
+    (marks >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 /// A block number as an index; numbers that no array reaches lie past every end.
@@ -180,6 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn every_length_has_its_bits() {
+        for len in 0..200 {
+            let mut counts = RefCounts::new(len);
+            (0..len).for_each(|block| counts.set(block, (block * block % 7 * 90) as u32));
+            let words: Vec<u64> = counts.used_bits().collect();
+            assert_eq!(words.len() as u64, len.div_ceil(64));
+            let bit = |block: u64| words[(block / 64) as usize] >> (block % 64) & 1 == 1;
+            assert!((0..len).all(|block| bit(block) == (counts.get(block) != 0)), "{len}");
+            let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
+            assert_eq!(u64::from(ones), counts.allocated());
+        }
+    }
+
+    #[test]
     fn nothing_is_counted_past_the_end() {
         let mut counts = RefCounts::new(2);
         assert_eq!(counts.get(2), 0);
@@ -198,6 +233,7 @@ mod tests {
         }
         assert_eq!(counts.used().collect::<Vec<_>>(), [(0, 1), (3, 700), (4, 2), (9, 1)]);
         assert_eq!(counts.free_runs().collect::<Vec<_>>(), [1..3, 5..9]);
+        assert_eq!(counts.used_bits().collect::<Vec<_>>(), [0b10_0001_1001]);
         counts.extend(12);
         assert_eq!(counts.free_runs().last(), Some(10..12));
         assert_eq!(counts.allocated(), 4);
