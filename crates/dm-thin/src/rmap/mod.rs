@@ -1,6 +1,6 @@
 //! Which blocks of which devices lie in a range of data blocks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
@@ -48,6 +48,9 @@ pub struct Use {
     pub guest: GuestBlock,
 }
 
+/// A guest block and the data block that it is mapped to.
+type Match = (GuestBlock, DataBlock);
+
 /// The uses of the data blocks in `options.regions`, in the order of data blocks, then devices.
 ///
 /// # Errors
@@ -56,28 +59,17 @@ pub struct Use {
 pub fn rmap(metadata: Arc<dyn BlockDevice>, options: &Options) -> Result<Vec<Use>> {
     let regions = Regions::new(&options.regions)?;
     let source = Source::open(metadata, options.view)?;
+    let matches = matches(&source, &regions)?;
     let mut found = Found { uses: Vec::new(), device: None };
-    let feed = |feeder: &mut Feeder<'_, DeviceId>| {
-        let mut met = (options.naming == Naming::First).then(HashSet::new);
-        for device in &source.devices {
-            feeder.event(device.id)?;
-            let depth = source.depth(device.root)?;
-            feed_below(feeder, &source, device.root, depth, KeyRange::whole(), &mut met)?;
-        }
-        Ok(())
-    };
-    stream(source.metadata(), feed, |item| {
-        match item {
-            Item::Event(device) => found.device = Some(device),
-            Item::Leaf(leaf) => {
-                let entries = leaf.entries().map(|(key, value)| (key, Mapping::unpack(value)));
-                entries
-                    .filter(|(_, mapping)| regions.contain(mapping.block))
-                    .for_each(|(key, mapping)| found.add(GuestBlock::new(key), mapping.block));
-            }
-        }
-        Ok(())
-    })?;
+    let mut met = (options.naming == Naming::First).then(HashSet::new);
+    for device in &source.devices {
+        found.device = Some(device.id);
+        each_leaf(&source, device.root, &mut met, &mut |leaf| {
+            let here = matches.get(&leaf).into_iter().flatten();
+            here.for_each(|&(guest, block)| found.add(guest, block));
+            Ok(())
+        })?;
+    }
     found.uses.sort_unstable();
     Ok(found.uses)
 }
@@ -102,24 +94,67 @@ pub fn write_rmap(
     text.finish()
 }
 
-/// Feeds the leaves below a node; those that were `met` before only if nobody keeps book.
-fn feed_below(
-    feeder: &mut Feeder<'_, DeviceId>,
+/// What each leaf maps to the regions, if anything. However many devices share a leaf, it is read
+/// once.
+fn matches(source: &Source, regions: &Regions) -> Result<HashMap<MetaBlock, Vec<Match>>> {
+    let feed = |feeder: &mut Feeder<'_, MetaBlock>| {
+        let mut met = Some(HashSet::new());
+        source.devices.iter().try_for_each(|device| {
+            each_leaf(source, device.root, &mut met, &mut |leaf| {
+                feeder.event(leaf)?;
+                feeder.leaf(leaf)
+            })
+        })
+    };
+    let mut matches = HashMap::new();
+    let mut at = None;
+    stream(source.metadata(), feed, |item| {
+        match item {
+            Item::Event(leaf) => at = Some(leaf),
+            Item::Leaf(leaf) => {
+                let entries = leaf.entries().map(|(key, value)| (key, Mapping::unpack(value)));
+                let inside = entries.filter(|(_, mapping)| regions.contain(mapping.block));
+                let here: Vec<Match> =
+                    inside.map(|(key, mapping)| (GuestBlock::new(key), mapping.block)).collect();
+                if !here.is_empty() {
+                    matches.extend(at.map(|at| (at, here)));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(matches)
+}
+
+/// Calls `each` with the leaves of a tree, in order; without those below nodes that were `met`
+/// before, if somebody keeps book.
+fn each_leaf(
+    source: &Source,
+    root: MetaBlock,
+    met: &mut Option<HashSet<MetaBlock>>,
+    each: &mut dyn FnMut(MetaBlock) -> Result<()>,
+) -> Result<()> {
+    let depth = source.depth(root)?;
+    leaves_below(source, root, depth, KeyRange::whole(), met, each)
+}
+
+fn leaves_below(
     source: &Source,
     at: MetaBlock,
     depth: usize,
     place: KeyRange,
     met: &mut Option<HashSet<MetaBlock>>,
+    each: &mut dyn FnMut(MetaBlock) -> Result<()>,
 ) -> Result<()> {
     if met.as_mut().is_some_and(|met| !met.insert(at)) {
         return Ok(());
     }
     if depth == 0 {
-        return feeder.leaf(at);
+        return each(at);
     }
     let node = source.internal(at, place)?;
     for (index, child) in node.children().enumerate() {
-        feed_below(feeder, source, child, depth - 1, place.child(&node, index), met)?;
+        leaves_below(source, child, depth - 1, place.child(&node, index), met, each)?;
     }
     Ok(())
 }
