@@ -16,12 +16,15 @@ mod gates;
 mod hollow;
 mod lab;
 mod memory;
+mod metadata;
 mod notes;
 mod pairs;
 mod report;
 mod rows;
 mod stall;
 mod table;
+mod tools;
+mod usage;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,8 +40,9 @@ use rows::ROWS;
 const HELP: &str = "\
 usage: cargo xtask bench [OPTIONS]
 
-Without contenders: Firn against everyone whom it has to hold a target against, and what snapshots
-cost, with the targets beside what was reached.
+Without contenders: Firn against everyone whom it has to hold a target against, what snapshots
+cost, and the tools for metadata (rows 'pool ...') against thin-provisioning-tools 1.x, if those are
+the first on the PATH; with the targets beside what was reached.
 
   --write             write docs/benchmarks.md; rows that are not measured keep their lines
   --a NAME --b NAME   two contenders instead (firn, qemu-nbd-raw); one or more for b, with commas
@@ -75,7 +79,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         ["--help" | "-h"] => println!("{HELP}"),
         ["--list"] => {
             let names = ROWS.iter().map(|row| row.name).chain(gates::trials());
-            names.for_each(|name| println!("{name}"));
+            names.map(str::to_owned).chain(tools::names()).for_each(|name| println!("{name}"));
         }
         _ if cfg!(debug_assertions) => {
             // The client's own cost counts: it has to be an optimised one.
@@ -96,11 +100,12 @@ fn measure(options: &Options, words: &[&str]) -> Result<()> {
     let lab = Lab::new(options)?;
     let peers = gates::peers(&lab, options);
     let promises = gates::promises(&lab, options);
-    ensure!(!peers.is_empty() || !promises.is_empty(), "no row contains '{}'", options.rows);
-    let texts = |lines: &[Line]| lines.iter().map(Line::text).collect::<Vec<_>>();
-    println!("{}", report::render(words, &texts(&peers), &texts(&promises)));
+    let tables = [peers, promises, tools::run(&lab, options)];
+    ensure!(tables.iter().any(|lines| !lines.is_empty()), "no row contains '{}'", options.rows);
+    let texts = tables.each_ref().map(|lines| lines.iter().map(Line::text).collect());
+    println!("{}", report::render(words, &texts));
     if options.write {
-        report::write(&step::root().join("docs/benchmarks.md"), words, &peers, &promises)?;
+        report::write(&step::root().join("docs/benchmarks.md"), words, &tables)?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ struct Gate {
 
 /// What a median has to keep.
 #[derive(Clone, Copy, Debug)]
-enum Bound {
+pub(super) enum Bound {
     /// So many times as much as the opponent's, at least.
     Least(f64),
     /// So many times as much as the opponent's, at most.
@@ -184,14 +184,14 @@ fn compare(row: &Row, outcome: &Outcome) -> String {
 }
 
 impl Bound {
-    fn holds(self, value: f64) -> bool {
+    pub(super) fn holds(self, value: f64) -> bool {
         match self {
             Self::Least(least) => value >= least,
             Self::Most(most) | Self::More(most) => value <= most,
         }
     }
 
-    fn target(self) -> String {
+    pub(super) fn target(self) -> String {
         match self {
             Self::Least(least) => format!(">= {least}x"),
             Self::Most(most) => format!("<= {most}x"),
@@ -199,7 +199,7 @@ impl Bound {
         }
     }
 
-    fn show(self, value: f64) -> String {
+    pub(super) fn show(self, value: f64) -> String {
         match self {
             Self::Least(_) | Self::Most(_) => format!("{}x", figure(value)),
             Self::More(_) => format!("{value:+.2} us"),

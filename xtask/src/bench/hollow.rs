@@ -95,8 +95,8 @@ impl Hollow {
 }
 
 /// A data device that keeps nothing and reads as zeros.
-struct Swallowing {
-    size: ByteCount,
+pub(super) struct Swallowing {
+    pub(super) size: ByteCount,
 }
 
 impl BlockDevice for Swallowing {

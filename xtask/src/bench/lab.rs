@@ -176,7 +176,7 @@ pub(super) fn serve(pool: &Path, socket: &str, cache: &str) -> Result<Vec<String
 }
 
 /// The release build of the command, made if it is not up to date.
-fn firn() -> Result<String> {
+pub(super) fn firn() -> Result<String> {
     step::run(step::cargo(&["build", "--quiet", "--release", "--package", "cli"]))?;
     Ok(step::root().join("target/release/firn").display().to_string())
 }

@@ -6,10 +6,9 @@ mod dump;
 mod failures;
 mod generated;
 mod hostile;
-mod large;
 mod ls;
 mod pack;
-mod pools;
+pub(crate) mod pools;
 mod restore;
 mod rmap;
 
@@ -37,13 +36,13 @@ const IMAGES: [&str; 8] = [
 ];
 
 /// Metadata in memory, and in a file for the thin tools.
-struct Metadata {
+pub(crate) struct Metadata {
     device: Arc<dyn BlockDevice>,
     folder: TempDir,
 }
 
 impl Metadata {
-    fn new(bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("metadata"), &bytes).expect("written");
         Self { device: Arc::new(MemoryDevice::from_bytes("metadata", bytes)), folder }
@@ -57,7 +56,7 @@ impl Metadata {
         self.folder.path().join("metadata")
     }
 
-    fn dump(&self, options: &dumping::Options) -> String {
+    pub(crate) fn dump(&self, options: &dumping::Options) -> String {
         let mut out = Vec::new();
         dumping::dump(Arc::clone(&self.device), options, &mut out).expect("dumped");
         String::from_utf8(out).expect("text")
@@ -75,7 +74,7 @@ impl Metadata {
 }
 
 /// The mappings of every device, whoever shares them, as thin_dump 0.9 has them.
-fn expanded() -> dumping::Options {
+pub(crate) fn expanded() -> dumping::Options {
     dumping::Options { dialect: dumping::Dialect::Tools09, ..dumping::Options::default() }
 }
 
@@ -86,7 +85,7 @@ fn device_ids(metadata: &Metadata) -> Vec<DeviceId> {
 }
 
 /// Device, guest block and data block of all mappings, ascending.
-fn mappings(metadata: &Metadata) -> Vec<(u32, u64, u64)> {
+pub(crate) fn mappings(metadata: &Metadata) -> Vec<(u32, u64, u64)> {
     let xml = metadata.dump(&expanded());
     let mut device = 0;
     let mut found = Vec::new();
@@ -109,7 +108,7 @@ fn mappings(metadata: &Metadata) -> Vec<(u32, u64, u64)> {
 
 /// Restores `xml` to a device of `size`, which `thin_check` has to find sound.
 #[track_caller]
-fn restored(xml: &str, size: u64) -> Metadata {
+pub(crate) fn restored(xml: &str, size: u64) -> Metadata {
     let device = Arc::new(MemoryDevice::new("restored", ByteCount::new(size)));
     let overrides = restoring::Overrides::default();
     restoring::restore(xml.as_bytes(), device.clone(), &overrides).expect("restored");
@@ -120,7 +119,7 @@ fn restored(xml: &str, size: u64) -> Metadata {
 
 /// Holds two texts against each other and shows where they first differ.
 #[track_caller]
-fn same(ours: &str, theirs: &str, what: &str) {
+pub(crate) fn same(ours: &str, theirs: &str, what: &str) {
     if ours == theirs {
         return;
     }
