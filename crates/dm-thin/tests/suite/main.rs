@@ -1,8 +1,10 @@
 //! Thin pools against the model, power failures, faults, and the peers.
 
 mod check;
+mod checklist;
 mod common;
 mod crash;
+mod differential;
 mod faults;
 mod fixtures;
 mod held_root;

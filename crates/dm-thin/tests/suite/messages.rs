@@ -112,17 +112,17 @@ fn make(folder: &Path) {
     pool.close().expect("closed");
 }
 
-fn send(pool: &Pool, message: &str) -> Result<()> {
+pub(crate) fn send(pool: &Pool, message: &str) -> Result<()> {
     Message::parse(message).and_then(|message| pool.message(message))
 }
 
 /// `EEXIST` of "message 'create_thin 0': EEXIST: ...".
-fn name_of_failure(done: Result<()>) -> String {
+pub(crate) fn name_of_failure(done: Result<()>) -> String {
     done.err().map_or("done".to_owned(), |error| error.problem().to_owned())
 }
 
 /// What dmsetup says of a failure, by the name that the number has.
-fn kernel_name(said: &str) -> &str {
+pub(crate) fn kernel_name(said: &str) -> &str {
     match said.rsplit(": ").next().expect("something") {
         "" => "done",
         "File exists" => "EEXIST",

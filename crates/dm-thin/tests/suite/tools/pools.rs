@@ -11,9 +11,9 @@ use testkit::rng::Rng;
 use crate::common::{BLOCK, id};
 
 /// Blocks of the data device.
-const DATA: u64 = 40_000;
+pub(crate) const DATA: u64 = 40_000;
 /// Blocks of each volume.
-const VOLUME: u64 = 20_000;
+pub(crate) const VOLUME: u64 = 20_000;
 /// The longest run that is written at once.
 const RUN: u64 = 64;
 
@@ -71,7 +71,7 @@ impl BlockDevice for Void {
 }
 
 /// The metadata of the pool that `seed` names.
-pub(super) fn generate(seed: u64) -> Vec<u8> {
+pub(crate) fn generate(seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let metadata = Arc::new(MemoryDevice::new("metadata", ByteCount::new(2 << 20)));
     let data: Arc<dyn BlockDevice> = Arc::new(Void(ByteCount::new(DATA * BLOCK)));
