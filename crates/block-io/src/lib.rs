@@ -3,6 +3,7 @@
 
 mod blocking;
 mod buffer;
+mod byte_lock;
 mod crashing;
 mod device;
 mod event;
@@ -23,6 +24,7 @@ mod space;
 mod uring;
 
 pub use buffer::AlignedBuf;
+pub use byte_lock::{ByteLocks, LockHolder};
 pub use crashing::{CrashDevice, CrashWorld};
 pub use device::{
     BlockDevice, Intent, Limits, Place, Resolve, ZeroMode, check_range, check_writable,

@@ -33,8 +33,7 @@ struct Opened {
 /// [`HostFile::open`].
 pub(crate) fn open(path: &Path, options: FileOptions) -> Result<HostFile> {
     let name = path.display().to_string();
-    // Looked at before it is opened: opening a pipe would wait for its other end.
-    check_type(&name, FileType::from_raw_mode(status(&name, path)?))?;
+    check_path(&name, path)?;
     let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     if options.cache == CacheMode::Direct {
         match open_direct(&name, path, access)? {
@@ -80,6 +79,11 @@ fn sync_folder(name: &str, path: &Path) -> Result<()> {
     rustix::fs::open(folder, flags, Mode::empty())
         .and_then(|fd| rustix::fs::fsync(&fd))
         .map_err(|error| Error::io(name, "cannot make its folder durable", error.into()))
+}
+
+/// Looks at what lies at `path` before it is opened: opening a pipe would wait for its other end.
+pub(crate) fn check_path(name: &str, path: &Path) -> Result<()> {
+    check_type(name, FileType::from_raw_mode(status(name, path)?))
 }
 
 /// The mode word of what lies at `path`.

@@ -24,10 +24,19 @@ pub(crate) struct Access {
     allow_backing: Vec<PathBuf>,
 }
 
+/// Whether an image may be looked at that somebody writes.
+#[derive(Args, Debug)]
+pub(super) struct Sharing {
+    /// Look at it even while somebody writes it. What is found may be out of date or look damaged.
+    #[arg(short = 'U', long)]
+    pub(super) force_share: bool,
+}
+
 impl Access {
     /// How to open the image.
     pub(crate) fn options(&self, read_only: bool, cache: CacheMode) -> ImageOptions {
-        ImageOptions { format: self.format, read_only, cache, backing: self.policy() }
+        let backing = self.policy();
+        ImageOptions { format: self.format, read_only, cache, backing, force_share: false }
     }
 
     /// To read it, through the page cache.

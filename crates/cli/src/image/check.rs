@@ -6,6 +6,7 @@ use block_types::ErrorKind;
 use clap::{Args, ValueEnum};
 use volume::{ImageCheck, ImageFormat, RepairImage};
 
+use super::Sharing;
 use super::compare::failed;
 use crate::exit::{CORRUPT, DONE, LEAKS, Outcome};
 use crate::output::Output;
@@ -35,6 +36,9 @@ pub(crate) struct Check {
     /// What to repair. The image must not be in use.
     #[arg(short = 'r', long, value_name = "WHAT", value_enum)]
     repair: Option<Repair>,
+
+    #[command(flatten)]
+    sharing: Sharing,
 }
 
 /// What to repair, in qemu-img's words.
@@ -52,12 +56,13 @@ impl Check {
             Repair::Leaks => RepairImage::Leaks,
             Repair::All => RepairImage::All,
         });
-        let report = match ImageCheck::run(&self.path, self.format, repair) {
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                return Ok(failed(&error, NOT_SUPPORTED));
-            }
-            result => result?,
-        };
+        let report =
+            match ImageCheck::run(&self.path, self.format, repair, self.sharing.force_share) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    return Ok(failed(&error, NOT_SUPPORTED));
+                }
+                result => result?,
+            };
         output.result(&report, || describe(&report))?;
         Ok(verdict(&report))
     }

@@ -25,6 +25,10 @@ pub(crate) struct Info {
     /// Its format: raw, qcow2 or vhd. Found out if not said.
     #[arg(short = 'f', long, value_name = "FORMAT")]
     format: Option<ImageFormat>,
+
+    /// As of qemu-img; it may be in use anyway.
+    #[arg(short = 'U', long)]
+    force_share: bool,
 }
 
 impl Info {

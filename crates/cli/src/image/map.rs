@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use block_types::ByteOffset;
 use clap::Args;
 use serde::Serialize;
-use volume::{ImageMap, MapRun};
+use volume::{ImageMap, ImageOptions, MapRun};
 
-use super::Access;
+use super::{Access, Sharing};
 use crate::exit::{DONE, Failure, Outcome};
 use crate::output::Output;
 
@@ -26,6 +26,9 @@ pub(crate) struct Map {
 
     #[command(flatten)]
     access: Access,
+
+    #[command(flatten)]
+    sharing: Sharing,
 }
 
 /// A run, as JSON has it.
@@ -52,7 +55,9 @@ struct Writer<W: Write> {
 impl Map {
     /// Prints run by run, for there may be millions.
     pub(super) fn run(&self, output: Output) -> Outcome {
-        let map = ImageMap::open(&self.path, &self.access.reading())?;
+        let options =
+            ImageOptions { force_share: self.sharing.force_share, ..self.access.reading() };
+        let map = ImageMap::open(&self.path, &options)?;
         let stdout = BufWriter::new(io::stdout().lock());
         let mut writer = Writer { stdout, json: output.is_json(), runs: 0 };
         writer.begin().map_err(Failure::of_output)?;

@@ -13,6 +13,7 @@ mod snapshot;
 use clap::Subcommand;
 
 pub(crate) use access::Access;
+use access::Sharing;
 
 use crate::exit::Outcome;
 use crate::output::Output;

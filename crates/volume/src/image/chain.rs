@@ -89,8 +89,9 @@ fn open_link(
     read_only: bool,
     options: &ImageOptions,
 ) -> Result<Link> {
+    // Nothing is read before the lock is there: somebody may be changing it.
+    let locks = take_lock(path, read_only, options)?;
     let (format, file) = open_file(path, said, read_only, options.cache)?;
-    let locks = vec![ImageLock::take(path, read_only)?];
     let mut link = Link { path: path.to_owned(), format, file, data: None, locks };
     let data = data_name(&link)?;
     let trusted = said.is_some() || !is_called_raw(path);
@@ -100,11 +101,19 @@ fn open_link(
     if let Some(name) = data {
         let data = options.backing.admit(&name, path)?;
         // Its lock keeps it from being another file of this chain, too, if it is written.
-        link.locks.push(ImageLock::take(&data, read_only)?);
+        link.locks.extend(take_lock(&data, read_only, options)?);
         let file = HostFile::open(&data, FileOptions { cache: options.cache, read_only })?;
         link.data = Some(Arc::new(file));
     }
     Ok(link)
+}
+
+/// The lock of a file, unless that is to be read whoever writes it.
+fn take_lock(path: &Path, read_only: bool, options: &ImageOptions) -> Result<Vec<ImageLock>> {
+    if read_only && options.force_share {
+        return Ok(Vec::new());
+    }
+    ImageLock::take(path, read_only).map(|lock| vec![lock])
 }
 
 /// Opens a file as what it is `said` to be, or as what it seems to be.

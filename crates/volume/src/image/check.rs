@@ -68,7 +68,8 @@ fn is_zero(figure: &u64) -> bool {
 
 impl ImageCheck {
     /// Checks the image at `path`, and repairs it first if that is asked for. Nothing below it is
-    /// opened.
+    /// opened. With `force_share`, which a repair does not heed, it is checked even while somebody
+    /// writes it, who may make it look damaged.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for raw images, and for repairs that a format does not have;
@@ -77,10 +78,12 @@ impl ImageCheck {
         path: &Path,
         format: Option<ImageFormat>,
         repair: Option<RepairImage>,
+        force_share: bool,
     ) -> Result<Self> {
         let read_only = repair.is_none();
+        let unlocked = read_only && force_share;
+        let _lock = (!unlocked).then(|| ImageLock::take(path, read_only)).transpose()?;
         let (format, _) = open_file(path, format, true, CacheMode::Cached)?;
-        let _lock = ImageLock::take(path, read_only)?;
         let (_, file) = open_file(path, Some(format), read_only, CacheMode::Cached)?;
         let found = match format {
             ImageFormat::Raw => {

@@ -23,6 +23,9 @@ pub struct ImageOptions {
     pub cache: CacheMode,
     /// What may be opened that it names.
     pub backing: BackingPolicy,
+    /// Read it without a lock, even while somebody writes it: what is found may be out of date, or
+    /// look damaged.
+    pub force_share: bool,
 }
 
 impl ImageOptions {
@@ -33,6 +36,7 @@ impl ImageOptions {
             read_only: true,
             cache: CacheMode::Cached,
             backing: BackingPolicy::SameFolder,
+            force_share: false,
         }
     }
 }

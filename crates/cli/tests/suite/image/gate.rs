@@ -99,5 +99,5 @@ fn a_data_file_is_gated_and_no_other_file_of_the_image() {
     lab.ok("image compare flat.raw vm/x.qcow2 --allow-backing any");
     fs::remove_file(lab.path("vm/d.data")).unwrap();
     fs::hard_link(lab.path("vm/x.qcow2"), lab.path("vm/d.data")).unwrap();
-    assert!(lab.refused("image resize vm/x.qcow2 2M", 1).contains("another process"));
+    assert!(lab.refused("image resize vm/x.qcow2 2M", 1).contains("this very process"));
 }

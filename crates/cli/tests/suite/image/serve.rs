@@ -22,7 +22,7 @@ fn an_image_is_one_export_that_is_written() {
         }
     }
     let busy = lab.run("image map disk.qcow2").sentence(1);
-    assert!(busy.contains("another process"), "{busy}");
+    assert!(busy.contains("is being written by firn (pid "), "{busy}");
     lab.ok("image info disk.qcow2");
     assert!(lab.run("image resize base.raw +1M").code == 1, "in use below");
     assert!(server.stop().success());
