@@ -1,28 +1,38 @@
-//! The directory of persistent dirty bitmaps: read, and marked before the disk changes.
+//! The directory of persistent dirty bitmaps, and the content of each: read as they stand.
 //!
-//! Section "Bitmaps extension" of the specification. The bitmaps' content is not maintained here.
-//! So before the first change of the disk every recording bitmap is marked as in use, which tells
-//! every reader that it is inconsistent (NEVER-UNDER-REPORT); the others stay true as they are.
+//! Section "Bitmaps extension" of the specification. What is recorded while a guest writes is not
+//! maintained here. So before the first write of a guest every recording bitmap is marked as in
+//! use, which tells every reader that it is inconsistent (NEVER-UNDER-REPORT); the others stay true
+//! as they are.
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, ByteRange, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::bytes::read_clipped;
+use super::bits::{DirtyBits, GRANULARITY_BITS};
+use super::bytes::{read_clipped, words_of};
 use super::geometry::Geometry;
 use super::header::{Header, corrupt};
 use super::layout::{BitmapHead, BitmapsField, extension, feature};
 
 /// The most bitmaps, as in QEMU.
-const BITMAP_LIMIT: u32 = 65535;
+pub(super) const BITMAP_LIMIT: u32 = 65535;
 /// The largest directory, as in QEMU.
-const DIRECTORY_LIMIT: u64 = 64 << 20;
+pub(super) const DIRECTORY_LIMIT: u64 = 64 << 20;
 /// The largest table of a bitmap, as in QEMU.
 const TABLE_LIMIT: u32 = 0x800_0000;
+/// The largest content of a bitmap, as in QEMU.
+pub(super) const CONTENT_LIMIT: u64 = 512 << 20;
 /// The bitmap was not stored since it last changed.
-const IN_USE: u32 = 1;
+pub(super) const IN_USE: u32 = 1;
 /// The bitmap records changes.
-const AUTO: u32 = 2;
+pub(super) const AUTO: u32 = 2;
+/// The one type of bitmaps.
+pub(super) const DIRTY_TRACKING: u8 = 1;
+/// Where the data of a bitmap lie.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Data that lie nowhere are all ones.
+const ONES: u64 = 1;
 
 /// The bitmaps of an image.
 pub(super) struct Bitmaps {
@@ -33,9 +43,16 @@ pub(super) struct Bitmaps {
 }
 
 /// A bitmap of the directory.
+#[derive(Clone, Debug)]
 pub(super) struct Bitmap {
     pub(super) name: String,
+    /// The name as it stands there.
+    pub(super) text: Vec<u8>,
+    /// What nobody here knows; it stays.
+    pub(super) extra: Vec<u8>,
+    pub(super) kind: u8,
     pub(super) flags: u32,
+    pub(super) granularity_bits: u8,
     /// The table of its clusters.
     pub(super) table: ByteRange,
     /// Where its entry begins in the directory.
@@ -66,12 +83,15 @@ impl Bitmaps {
         read_clipped(file, &mut bytes, at)?;
         let entries = parse(&bytes, count)
             .and_then(|heads| {
-                let bitmap = |(place, head, name): (usize, BitmapHead, String)| {
+                let bitmap = |(place, head, extra, text): Parsed<'_>| {
                     let at = ByteOffset::new(head.table_offset.get());
                     let len = u64::from(head.table_size.get()) * 8;
                     let small = head.table_size.get() <= TABLE_LIMIT;
                     let table = table(header.geometry, file, at, len).filter(|_| small)?;
-                    Some(Bitmap { name, flags: head.flags.get(), table, place })
+                    let (flags, granularity_bits) = (head.flags.get(), head.granularity_bits);
+                    let (text, extra, kind) = (text.to_vec(), extra.to_vec(), head.kind);
+                    let name = String::from_utf8_lossy(&text).into_owned();
+                    Some(Bitmap { name, text, extra, kind, flags, granularity_bits, table, place })
                 };
                 heads.into_iter().map(bitmap).collect::<Option<Vec<_>>>()
             })
@@ -95,15 +115,91 @@ impl Bitmaps {
     }
 }
 
-/// The heads of `count` entries with their places and names.
-fn parse(bytes: &[u8], count: u32) -> Option<Vec<(usize, BitmapHead, String)>> {
+impl Bitmap {
+    /// Whether its content is not to be believed.
+    pub(super) fn is_inconsistent(&self) -> bool {
+        self.flags & IN_USE != 0
+    }
+
+    /// Whether it records what a guest writes.
+    pub(super) fn records(&self) -> bool {
+        self.flags & AUTO != 0
+    }
+
+    /// The places of its clusters, as its table has them.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn words(&self, file: &dyn BlockDevice) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; self.table.len.as_usize()];
+        read_clipped(file, &mut bytes, self.table.start)?;
+        Ok(words_of(&bytes))
+    }
+
+    /// The clusters that hold its content.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn clusters(&self, file: &dyn BlockDevice) -> Result<Vec<ByteOffset>> {
+        let places = self.words(file)?.into_iter().map(|word| word & OFFSET);
+        Ok(places.filter(|&at| at != 0).map(ByteOffset::new).collect())
+    }
+
+    /// Its content, for a disk of `size`.
+    ///
+    /// # Errors
+    /// [`block_types::ErrorKind::Corrupt`] for a table of another length, or one that names what
+    /// is no cluster of the file.
+    pub(super) fn read(
+        &self,
+        file: &dyn BlockDevice,
+        geometry: Geometry,
+        size: ByteCount,
+    ) -> Result<DirtyBits> {
+        let object = format!("{}, bitmap {}", file.name(), self.name);
+        let bad = |problem: &str| Err(corrupt(&object, problem));
+        let granularity_bits = u32::from(self.granularity_bits);
+        if !GRANULARITY_BITS.contains(&granularity_bits) || self.kind != DIRTY_TRACKING {
+            return bad("has granules of an impossible size, or is of an unknown type");
+        }
+        let granules = size.get().div_ceil(1 << granularity_bits);
+        let len = ByteCount::new(granules.div_ceil(8));
+        if len.get() > CONTENT_LIMIT || self.table.len.get() / 8 != geometry.clusters(len) {
+            return bad("has a table that is not as long as its disk wants it");
+        }
+        let mut bits = DirtyBits::new(size, ByteCount::new(1 << granularity_bits))?;
+        let mut cluster = vec![0; geometry.cluster().as_usize()];
+        let mut from = ByteOffset::ZERO;
+        for word in self.words(file)? {
+            let at = ByteOffset::new(word & OFFSET);
+            if at != ByteOffset::ZERO {
+                if geometry.host_cluster(at).is_none() || at.get() >= file.size().get() {
+                    return bad("lies outside the file or at no cluster's start");
+                }
+                read_clipped(file, &mut cluster, at)?;
+                bits.add_bytes(from, &cluster);
+            } else if word & ONES != 0 {
+                cluster.fill(0xff);
+                bits.add_bytes(from, &cluster);
+            }
+            from = from.plus(geometry.cluster());
+        }
+        Ok(bits)
+    }
+}
+
+/// The place of an entry, its head, its extra data and its name.
+type Parsed<'b> = (usize, BitmapHead, &'b [u8], &'b [u8]);
+
+/// `count` entries of a directory.
+fn parse(bytes: &[u8], count: u32) -> Option<Vec<Parsed<'_>>> {
     let mut heads = Vec::new();
     let mut at = 0;
     for _ in 0..count {
         let (head, rest) = BitmapHead::read_from_prefix(bytes.get(at..)?).ok()?;
         let (extra, name) = (head.extra_size.get() as usize, usize::from(head.name_size.get()));
         let text = rest.get(extra..)?.get(..name)?;
-        heads.push((at, head, String::from_utf8_lossy(text).into_owned()));
+        heads.push((at, head, &rest[..extra], text));
         at += (head.as_bytes().len() + extra + name).next_multiple_of(8);
     }
     Some(heads)

@@ -61,7 +61,10 @@ pub(super) fn words_of(bytes: &[u8]) -> Vec<u64> {
 
 /// A table as it stands in the file.
 pub(super) fn bytes_of(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+    let mut bytes = vec![0; words.len() * 8];
+    let (chunks, _) = bytes.as_chunks_mut::<8>();
+    chunks.iter_mut().zip(words).for_each(|(chunk, word)| *chunk = word.to_be_bytes());
+    bytes
 }
 
 #[cfg(test)]

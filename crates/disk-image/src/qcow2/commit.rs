@@ -18,7 +18,8 @@
 use block_types::{ByteOffset, Error, ErrorKind, Result};
 
 use super::bytes::write_any;
-use super::header::Header;
+use super::header::{Header, SECTOR_ZERO};
+use super::header_layout::HeaderChange;
 use super::image::Image;
 use super::stage::Stage;
 use super::state::Freed;
@@ -122,8 +123,16 @@ impl Image {
         counts.write(&*self.source.file)
     }
 
-    /// Commits until nothing has changed. Nobody else changes anything meanwhile.
+    /// Commits until nothing has changed, and makes that durable. Nobody else changes anything
+    /// meanwhile.
     pub(super) fn settle(&self) -> Result<()> {
+        self.commit_all()?;
+        self.flush_files()
+    }
+
+    /// Commits until nothing has changed, so that the files hold what memory does. Nobody else
+    /// changes anything meanwhile.
+    pub(super) fn commit_all(&self) -> Result<()> {
         self.check_running()?;
         loop {
             let (changed, last) = {
@@ -131,7 +140,7 @@ impl Image {
                 (state.has_changes(), state.generation)
             };
             if !changed {
-                return self.flush_files();
+                return Ok(());
             }
             self.commit_to(last)?;
         }
@@ -146,11 +155,22 @@ impl Image {
 
     /// Writes and flushes what nothing durable names yet, then the header that names it: the one
     /// write that makes an exchange of tables count.
-    pub(super) fn flip(&self, built: &mut Stage, header: &Header) -> Result<()> {
+    pub(super) fn flip(&self, built: &mut Stage, change: HeaderChange) -> Result<()> {
+        if let Some((at, bytes)) = change.ahead {
+            built.push(at, bytes);
+        }
         built.write(&*self.source.file)?;
         self.flush_files()?;
         // From here on nobody knows which of the two headers is there until the flush is over.
-        self.write_header(header).inspect_err(|error| self.stop(error))
+        let behind = ByteOffset::new(SECTOR_ZERO as u64);
+        let counts = self.write_durably(&change.sector, ByteOffset::ZERO);
+        let named = counts.and_then(|()| match change.names {
+            None => Ok(()),
+            Some((names, sector)) => self
+                .write_durably(&names, behind)
+                .and_then(|()| self.write_durably(&sector, ByteOffset::ZERO)),
+        });
+        named.inspect_err(|error| self.stop(error))
     }
 
     /// Writes `bytes` at `at` durably: what must be there before anything else changes.

@@ -97,8 +97,8 @@ impl Counts {
 
     /// The block that holds the count of `cluster`, and the count's place in it.
     pub(super) fn place(&self, cluster: HostCluster) -> (usize, u64) {
-        let counts = self.geometry.block_counts();
-        ((cluster.0 / counts) as usize, cluster.0 % counts)
+        let bits = self.geometry.block_counts().trailing_zeros();
+        ((cluster.0 >> bits) as usize, cluster.0 & ((1 << bits) - 1))
     }
 
     /// The first cluster behind those that the blocks can count.
@@ -161,14 +161,21 @@ impl Counts {
         Ok(block.map_or(0, |bytes| read(bytes, self.geometry.refcount_order, inside)))
     }
 
-    /// Whether `cluster` may be given out.
-    fn is_free(&self, cluster: HostCluster) -> bool {
-        let (index, inside) = self.place(cluster);
+    /// The first place of block `index` from `from` on whose count is free, or is not; `end` if
+    /// there is none before. Free is what was so before, too.
+    fn first(&self, index: usize, from: u64, end: u64, free: bool) -> u64 {
         let order = self.geometry.refcount_order;
-        let zero = |bytes: Option<&[u8]>| bytes.is_none_or(|bytes| read(bytes, order, inside) == 0);
-        self.blocks
-            .get(index)
-            .is_none_or(|block| zero(block.bytes.as_deref()) && zero(block.before.as_deref()))
+        let block = self.blocks.get(index);
+        let Some(bytes) = block.and_then(|block| block.bytes.as_deref()) else {
+            return if free { from } else { end };
+        };
+        let mut places = from..end;
+        let found = match block.and_then(|block| block.before.as_deref()) {
+            None => places.find(|&at| (read(bytes, order, at) == 0) == free),
+            Some(before) => places
+                .find(|&at| (read(bytes, order, at) == 0 && read(before, order, at) == 0) == free),
+        };
+        found.unwrap_or(end)
     }
 
     /// The first free clusters at or behind `from`, at most `most`, and all of one block.
@@ -178,14 +185,11 @@ impl Counts {
         loop {
             let (index, inside) = self.place(first);
             self.load(index)?;
-            let end = first.plus(counts - inside);
-            while first < end && !self.is_free(first) {
-                first = first.plus(1);
-            }
-            if first < end {
-                let most = most.min(end.0 - first.0);
-                let len = (1..most).find(|&ahead| !self.is_free(first.plus(ahead)));
-                return Ok((first, len.unwrap_or(most)));
+            let free = self.first(index, inside, counts, true);
+            first = first.plus(free - inside);
+            if free < counts {
+                let end = counts.min(free.saturating_add(most));
+                return Ok((first, self.first(index, free + 1, end, false) - free));
             }
         }
     }
@@ -198,8 +202,8 @@ impl Counts {
     /// theirs.
     pub(super) fn add(&mut self, first: HostCluster, len: u64) -> Result<()> {
         let limit = self.geometry.count_limit();
-        self.change(first, len, &|count| if count < limit { Some(count + 1) } else { None })
-            .map_err(|cluster| match cluster {
+        self.change(first, len, |count| if count < limit { Some(count + 1) } else { None }).map_err(
+            |cluster| match cluster {
                 Trouble::Io(error) => error,
                 Trouble::At(cluster) => {
                     let bits = 1 << self.geometry.refcount_order;
@@ -211,7 +215,8 @@ impl Counts {
                     .advise("convert the image to one with wider reference counts")
                 }
                 Trouble::Absent(cluster) => self.uncounted(cluster),
-            })
+            },
+        )
     }
 
     /// Takes one from the counts of `len` clusters.
@@ -219,7 +224,7 @@ impl Counts {
     /// # Errors
     /// [`ErrorKind::Corrupt`] where there is nothing to take.
     pub(super) fn take(&mut self, first: HostCluster, len: u64) -> Result<()> {
-        self.change(first, len, &|count| count.checked_sub(1)).map_err(|cluster| match cluster {
+        self.change(first, len, |count| count.checked_sub(1)).map_err(|cluster| match cluster {
             Trouble::Io(error) => error,
             Trouble::At(cluster) | Trouble::Absent(cluster) => self.uncounted(cluster),
         })
@@ -231,7 +236,7 @@ impl Counts {
     /// [`ErrorKind::Unsupported`] for a count that does not fit.
     pub(super) fn set(&mut self, cluster: HostCluster, count: u64) -> Result<()> {
         let fits = count <= self.geometry.count_limit();
-        self.change(cluster, 1, &|_| fits.then_some(count)).map_err(|trouble| match trouble {
+        self.change(cluster, 1, |_| fits.then_some(count)).map_err(|trouble| match trouble {
             Trouble::Io(error) => error,
             Trouble::At(cluster) => {
                 let problem = format!("{cluster} has {count} users, which its count cannot hold");
@@ -249,7 +254,7 @@ impl Counts {
         &mut self,
         first: HostCluster,
         len: u64,
-        next: &dyn Fn(u64) -> Option<u64>,
+        next: impl Fn(u64) -> Option<u64>,
     ) -> std::result::Result<(), Trouble> {
         let order = self.geometry.refcount_order;
         let counts = self.geometry.block_counts();
@@ -267,11 +272,8 @@ impl Counts {
             let chunk_of = |inside: u64| (inside << order) as usize / 8 / self.geometry.chunk();
             self.dirty
                 .extend((chunk_of(inside)..=chunk_of(inside + here - 1)).map(|at| (index, at)));
-            for ahead in 0..here {
-                let count = read(bytes, order, inside + ahead);
-                let count = next(count).ok_or(Trouble::At(at.plus(ahead)))?;
-                write(bytes, order, inside + ahead, count);
-            }
+            let changed = change_all(bytes, order, inside..inside + here, &next);
+            changed.map_err(|failed| Trouble::At(at.plus(failed - inside)))?;
             done += here;
         }
         Ok(())
@@ -350,6 +352,30 @@ enum Trouble {
     Io(Error),
     At(HostCluster),
     Absent(HostCluster),
+}
+
+/// Puts `next` of each count of `places` in its place, up to the first that has none, which is the
+/// error. This is where a snapshot's time goes, so the usual width has a loop of its own.
+fn change_all(
+    bytes: &mut [u8],
+    order: u32,
+    places: std::ops::Range<u64>,
+    next: &impl Fn(u64) -> Option<u64>,
+) -> std::result::Result<(), u64> {
+    if order != 4 {
+        for at in places {
+            let count = next(read(bytes, order, at)).ok_or(at)?;
+            write(bytes, order, at, count);
+        }
+        return Ok(());
+    }
+    let (start, end) = (places.start as usize, places.end as usize);
+    let (counts, _) = bytes[2 * start..2 * end].as_chunks_mut::<2>();
+    for (at, count) in places.zip(counts) {
+        let changed = next(u64::from(u16::from_be_bytes(*count))).ok_or(at)?;
+        *count = (changed as u16).to_be_bytes();
+    }
+    Ok(())
 }
 
 /// Count number `at` of a block; of widths under a byte the first is in the lowest bits.

@@ -228,10 +228,20 @@ pub(crate) fn mark_shared(geometry: Geometry, words: &mut [u64]) -> bool {
     let mut changed = false;
     for word in words.iter_mut().step_by(geometry.entry_words()) {
         // Only what is not compressed has the mark.
-        changed |= *word & COPIED != 0;
-        *word &= !COPIED;
+        changed |= *word != shared(*word);
+        *word = shared(*word);
     }
     changed
+}
+
+/// The first word of an entry, marked as shared.
+pub(crate) const fn shared(word: u64) -> u64 {
+    word & !COPIED
+}
+
+/// The first word of an entry of a cluster with a place, marked as it is to be.
+pub(crate) const fn marked(word: u64, exclusive: bool) -> u64 {
+    if exclusive { word | COPIED } else { shared(word) }
 }
 
 /// A guest cluster in an external data file: at the place that the guest sees.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use block_types::{ByteCount, ByteRange, Result};
+use block_types::{ByteCount, ByteOffset, ByteRange, Result};
 use parking_lot::MutexGuard;
 
 use super::bytes::bytes_of;
@@ -62,6 +62,11 @@ impl<'i> Exchange<'i> {
         })
     }
 
+    /// The image whose tables are exchanged.
+    pub(super) fn image(&self) -> &'i Image {
+        self.image
+    }
+
     /// The counts as they are to be.
     pub(super) fn counts(&mut self) -> &mut Counts {
         &mut self.state.alloc.counts
@@ -96,14 +101,30 @@ impl<'i> Exchange<'i> {
     /// The host clusters that a table names, neighbours joined.
     fn host_runs(&self, index: L1Index, words: &[u64]) -> Result<Vec<(HostCluster, u64)>> {
         let first = self.geometry.first_of(index);
+        let step = self.geometry.cluster().get();
         let mut runs: Vec<(HostCluster, u64)> = Vec::new();
+        let mut expected = None;
         for (at, entry) in (0..).zip(entries(self.geometry, words)) {
             if entry == [0, 0] {
                 continue;
             }
+            // As a rule a cluster lies behind its neighbour, and the words say so at a glance.
+            if !self.geometry.extended
+                && expected == Some(entry[0])
+                && let Some((_, len)) = runs.last_mut()
+            {
+                *len += 1;
+                expected = Some(entry[0].wrapping_add(step));
+                continue;
+            }
+            expected = None;
             let guest = GuestCluster(first.0 + at);
             let cluster = decode_of(self.geometry, &self.image.source.name, guest, entry)?;
             let Some((host, count)) = cluster.hosts(self.geometry) else { continue };
+            if matches!(cluster, Cluster::Standard(_)) {
+                // A place past every end has other bits set, and is looked at.
+                expected = Some(entry[0].wrapping_add(step));
+            }
             match (runs.last_mut(), cluster) {
                 (Some((start, len)), Cluster::Standard(_)) if start.plus(*len) == host => *len += 1,
                 _ => runs.push((host, count)),
@@ -122,10 +143,7 @@ impl<'i> Exchange<'i> {
     /// Writes a new active L1 table. The old one's clusters stay counted.
     pub(super) fn write_l1(&mut self, words: &[u64]) -> Result<()> {
         let len = ByteCount::new(words.len() as u64 * 8);
-        let run = self.state.alloc.allocate_whole(self.geometry.clusters(len))?;
-        let whole = self.geometry.host_range(run.first, run.count);
-        self.stage(whole, bytes_of(words))?;
-        self.header.l1 = ByteRange::new(whole.start, len);
+        self.header.l1 = ByteRange::new(self.write_run(bytes_of(words))?, len);
         Ok(())
     }
 
@@ -140,14 +158,19 @@ impl<'i> Exchange<'i> {
             self.take_range(range)?;
         }
         self.header.snapshot_count = new.entries.len() as u32;
-        self.header.snapshots_at = block_types::ByteOffset::ZERO;
+        self.header.snapshots_at = ByteOffset::ZERO;
         if !new.entries.is_empty() {
-            let run = self.state.alloc.allocate_whole(self.geometry.clusters(new.len()))?;
-            let whole = self.geometry.host_range(run.first, run.count);
-            self.stage(whole, new.encode())?;
-            self.header.snapshots_at = whole.start;
+            self.header.snapshots_at = self.write_run(new.encode())?;
         }
         Ok(())
+    }
+
+    /// Writes what is to lie in clusters beside each other, and says where.
+    pub(super) fn write_run(&mut self, bytes: Vec<u8>) -> Result<ByteOffset> {
+        let run = self.state.alloc.allocate_whole(self.geometry.clusters(ByteCount::of(&bytes)))?;
+        let whole = self.geometry.host_range(run.first, run.count);
+        self.stage(whole, bytes)?;
+        Ok(whole.start)
     }
 
     /// Takes a user from the clusters of a table that is not used any more.
@@ -172,7 +195,9 @@ impl<'i> Exchange<'i> {
     /// With nothing changed, or, once the header was to be written, with the image stopped.
     pub(super) fn finish(mut self) -> Result<()> {
         self.move_counts()?;
-        self.image.flip(&mut self.built, &self.header)?;
+        let old = self.image.header();
+        let change = self.header.change_from(&old, &self.image.source.name)?;
+        self.image.flip(&mut self.built, change)?;
         self.done = true;
         self.state.alloc.counts.finish();
         self.state.alloc.table_moved = false;

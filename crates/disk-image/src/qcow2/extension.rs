@@ -101,6 +101,18 @@ impl Extensions {
         }
     }
 
+    /// All but the extension `kind`.
+    pub(super) fn without(&self, kind: u32) -> Self {
+        Self(self.0.iter().filter(|known| known.kind != kind).cloned().collect())
+    }
+
+    /// The same, the table of feature names behind the others.
+    pub(super) fn names_last(&self) -> Self {
+        let mut sorted = self.clone();
+        sorted.0.sort_by_key(|known| known.kind == extension::FEATURE_NAMES);
+        sorted
+    }
+
     /// What the image calls a feature.
     pub(super) fn feature_name(&self, kind: FeatureKind, bit: u32) -> Option<String> {
         let table = self.get(extension::FEATURE_NAMES)?;

@@ -41,9 +41,10 @@ pub struct Image {
     pub(super) clusters: [Mutex<()>; CLUSTER_LOCKS as usize],
     pub(super) size: AtomicU64,
     pub(super) stopped: OnceLock<String>,
-    /// Whether the first write has been prepared for.
+    /// Whether the first write of a guest has been prepared for.
     pub(super) prepared: AtomicBool,
-    pub(super) preparing: Mutex<()>,
+    /// Whether the first change of tables has been.
+    pub(super) preparing: Mutex<bool>,
     /// Whether the space of freed clusters is given back to the file.
     pub(super) discards: bool,
     /// Held while compressed data are placed and written.
@@ -118,12 +119,14 @@ impl Image {
 
     /// Runs `work` while nothing changes the disk, and with [`Gate::Closed`] nothing reads it.
     pub(super) fn alone<T>(&self, gate: Gate, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        // While others go on: what is left to be made durable when they wait is little.
+        self.flush_all()?;
         let _nobody_changes = self.changing.write();
         self.gate.store(gate as u8, Ordering::SeqCst);
         let _nobody_reads = (gate == Gate::Closed).then(|| self.reading.write());
         // Requests that were resolved before the gate was shut.
         self.source.leases.drain();
-        let done = self.settle().and_then(|()| work());
+        let done = self.commit_all().and_then(|()| work());
         self.gate.store(Gate::Open as u8, Ordering::SeqCst);
         done
     }

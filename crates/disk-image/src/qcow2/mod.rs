@@ -23,6 +23,8 @@
 
 mod alloc;
 mod bitmap;
+mod bitmap_edit;
+mod bits;
 mod bytes;
 mod check;
 mod commit;
@@ -35,10 +37,12 @@ mod extension;
 mod geometry;
 mod header;
 mod header_bytes;
+mod header_layout;
 mod image;
 mod layout;
 mod mapping;
 mod open;
+mod own;
 mod repair;
 mod resize;
 mod resolve;
@@ -55,11 +59,14 @@ mod write;
 mod write_compressed;
 mod zero;
 
+pub use bitmap_edit::BitmapInfo;
+pub use bits::DirtyBits;
 pub use check::{CheckReport, check};
 pub use create::{CreateOptions, Preallocation, create};
 pub use header::{Compression, Encryption, Header};
 pub use image::Image;
 pub use open::OpenOptions;
+pub use own::{Own, OwnExtent};
 pub use repair::{Repair, repair};
 pub use snapshot::SnapshotInfo;
 pub use view::SnapshotView;

@@ -110,30 +110,43 @@ impl Image {
             clusters: [const { Mutex::new(()) }; CLUSTER_LOCKS as usize],
             stopped: OnceLock::new(),
             prepared: AtomicBool::new(false),
-            preparing: Mutex::new(()),
+            preparing: Mutex::new(false),
             discards: options.discards,
             packing: Mutex::new(()),
             views: Mutex::new(Vec::new()),
         }))
     }
 
-    /// What has to be durable before the first write: nobody may believe any more what a write
-    /// makes wrong. Unknown autoclear features are cleared (KNOW-OR-REFUSE), recording bitmaps
-    /// marked.
+    /// What has to be durable before the first write of a guest: nobody may believe any more what
+    /// it makes wrong. Besides what [`prepare_tables`](Self::prepare_tables) does, recording bitmaps
+    /// are marked.
     pub(super) fn prepare_writes(&self) -> Result<()> {
         if self.prepared.load(Ordering::SeqCst) {
             return Ok(());
         }
+        self.prepare_tables()?;
         let _one_at_a_time = self.preparing.lock();
         if self.prepared.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let mut header = self.header.write();
+        let header = self.header.write();
         if let Some(bitmaps) = Bitmaps::read(&*self.source.file, &header)?
             && let Some(directory) = bitmaps.marked_in_use()
         {
             self.write_durably(&directory, bitmaps.directory.start)?;
         }
+        self.prepared.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// What has to be durable before the first change of tables: unknown autoclear features are
+    /// cleared (KNOW-OR-REFUSE).
+    pub(super) fn prepare_tables(&self) -> Result<()> {
+        let mut prepared = self.preparing.lock();
+        if *prepared {
+            return Ok(());
+        }
+        let mut header = self.header.write();
         let unknown = header.autoclear & !feature::AUTOCLEAR;
         if unknown != 0 {
             header.autoclear &= feature::AUTOCLEAR;
@@ -143,7 +156,7 @@ impl Image {
         // The last cluster of a file that somebody else wrote may be cut.
         let clusters = self.source.geometry.clusters(self.source.file.size());
         self.state()?.lock().alloc.reach(HostCluster(clusters))?;
-        self.prepared.store(true, Ordering::SeqCst);
+        *prepared = true;
         Ok(())
     }
 }

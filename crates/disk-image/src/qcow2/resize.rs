@@ -16,7 +16,7 @@ impl Image {
     pub(super) fn resize_disk(&self, size: ByteCount) -> Result<()> {
         self.state()?;
         self.check_running()?;
-        self.prepare_writes()?;
+        self.prepare_tables()?;
         self.check_resize(size)?;
         self.alone(Gate::Closed, || {
             let old = self.size();
@@ -40,21 +40,7 @@ impl Image {
             return Err(Error::new(ErrorKind::Unsupported, &*self.source.name, problem)
                 .advise("delete the snapshots, or convert the image to version 3"));
         }
-        drop(header);
-        self.check_bitmaps()
-    }
-
-    /// Refuses what would make bitmaps of the wrong length.
-    pub(super) fn check_bitmaps(&self) -> Result<()> {
-        match Bitmaps::read(&*self.source.file, &self.header.read())? {
-            None => Ok(()),
-            Some(_) => Err(Error::new(
-                ErrorKind::Unsupported,
-                &*self.source.name,
-                "has dirty bitmaps, which have the size of the disk",
-            )
-            .advise("remove the bitmaps first")),
-        }
+        Ok(())
     }
 
     /// What lies behind the end is made zero while it is still out of sight.
@@ -106,6 +92,11 @@ impl Image {
     fn shrink(&self, old: ByteCount, size: ByteCount) -> Result<()> {
         let geometry = self.source.geometry;
         let start = ByteOffset::new(size.get());
+        // What is cut off is gone before the size says so, and no bitmap may miss that.
+        let cut = ByteRange::between(start, ByteOffset::new(old.get()));
+        if self.has_bitmaps()? {
+            self.exchange_header(|exchange| exchange.fit_bitmaps(old, &[cut]))?;
+        }
         let boundary = start.get().next_multiple_of(geometry.cluster().get());
         let boundary = ByteOffset::new(boundary).min(ByteOffset::new(old.get()));
         self.zero_hidden(ByteRange::between(start, boundary))?;
@@ -120,10 +111,28 @@ impl Image {
 
     fn set_size(&self, size: ByteCount) -> Result<()> {
         self.settle()?;
-        let mut header = self.header.write();
-        header.size = size;
-        self.write_header(&header).inspect_err(|error| self.stop(error))?;
+        if self.has_bitmaps()? {
+            self.exchange_header(|exchange| {
+                exchange.fit_bitmaps(size, &[])?;
+                exchange.header.size = size;
+                Ok(())
+            })?;
+        } else {
+            let mut header = self.header.write();
+            header.size = size;
+            self.write_header(&header).inspect_err(|error| self.stop(error))?;
+        }
         self.size.store(size.get(), Ordering::SeqCst);
         Ok(())
+    }
+
+    fn has_bitmaps(&self) -> Result<bool> {
+        Bitmaps::read(&*self.source.file, &self.header.read()).map(|bitmaps| bitmaps.is_some())
+    }
+
+    fn exchange_header(&self, change: impl FnOnce(&mut Exchange<'_>) -> Result<()>) -> Result<()> {
+        let mut exchange = Exchange::begin(self)?;
+        change(&mut exchange)?;
+        exchange.finish()
     }
 }

@@ -140,6 +140,19 @@ impl L2Tables {
         }
     }
 
+    /// Changes the first word of every entry of the table at `index`, if it is loaded, by `change`,
+    /// which touches marks alone.
+    pub(crate) fn remark_all(&self, index: L1Index, change: impl Fn(u64) -> u64) {
+        let Some(slot) = self.slot(index) else { return };
+        if slot.state.load(Ordering::Acquire) == LOADED
+            && let Some(held) = slot.words.get()
+        {
+            for word in held.iter().step_by(self.geometry.entry_words()) {
+                word.store(change(word.load(Ordering::Relaxed)), Ordering::Release);
+            }
+        }
+    }
+
     /// Forgets everything: the L1 table was exchanged. Nobody else is in the set.
     pub(crate) fn reset(&self) {
         for slot in self.segments.iter().filter_map(OnceLock::get).flat_map(|slots| slots.iter()) {

@@ -276,13 +276,8 @@ impl Walk {
         for bitmap in &bitmaps.entries {
             let what = format!("bitmap {}", bitmap.name);
             self.range(&what, bitmap.table.start, bitmap.table.len.get());
-            let mut bytes = vec![0; bitmap.table.len.as_usize()];
-            read_clipped(file, &mut bytes, bitmap.table.start)?;
-            for word in words_of(&bytes) {
-                let at = word & 0x00ff_ffff_ffff_fe00;
-                if at != 0 {
-                    self.range(&what, ByteOffset::new(at), self.geometry.cluster().get());
-                }
+            for at in bitmap.clusters(file)? {
+                self.range(&what, at, self.geometry.cluster().get());
             }
         }
         Ok(())

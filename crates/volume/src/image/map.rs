@@ -1,20 +1,16 @@
 //! Where every byte of a disk lies: in which image of the chain, and at which place of its file.
 //!
-//! Every image is opened for itself here. An image of qcow2 is given a backing file that notes what
-//! it is asked for: that is what the image does not have.
+//! Every image is opened for itself here, and asked what it has.
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use block_io::{BlockDevice, Intent};
-use block_types::{ByteCount, ByteOffset, ByteRange, Extent, Result};
+use block_types::{ByteCount, ByteOffset, ByteRange, Result};
 
-use super::chain::{self, Link};
-use super::layer::{Absent, own_runs};
-use super::lock::ImageLock;
-use super::open::Opened;
-use super::{ImageFormat, ImageOptions};
+use super::ImageOptions;
+use super::chain;
+use super::layer::{Held, Layer};
 
 /// What is asked of one image at once: bounds the memory that a map takes.
 const WINDOW: ByteCount = ByteCount::new(64 << 20);
@@ -44,15 +40,6 @@ pub struct ImageMap {
     layers: Vec<Layer>,
 }
 
-/// An image of the chain by itself.
-pub(super) struct Layer {
-    pub(super) device: Opened,
-    /// What notes what the image does not have, if it stands on another.
-    pub(super) absent: Option<Arc<Absent>>,
-    pub(super) format: ImageFormat,
-    _locks: Vec<ImageLock>,
-}
-
 /// Joins runs that continue each other, and passes them on.
 struct Joined<'e> {
     open: Option<MapRun>,
@@ -67,10 +54,7 @@ impl ImageMap {
     /// As [`DiskImage::open`](super::DiskImage::open).
     pub fn open(path: &Path, options: &ImageOptions) -> Result<Self> {
         let links = chain::walk(path, &ImageOptions { read_only: true, ..options.clone() })?;
-        let lowest = links.len() - 1;
-        let layers = links.into_iter().enumerate();
-        let layers = layers.map(|(depth, link)| Layer::open(link, depth == lowest));
-        Ok(Self { layers: layers.collect::<Result<_>>()? })
+        Ok(Self { layers: links.into_iter().map(Layer::open).collect::<Result<_>>()? })
     }
 
     /// The size of the disk.
@@ -99,27 +83,17 @@ impl ImageMap {
         let layer = &self.layers[depth];
         let end = ByteOffset::new(layer.device.device().size().get()).min(range.end());
         let inside = ByteRange::between(range.start.min(end), end);
-        for run in own_runs(layer, inside)? {
+        for run in layer.own_runs(inside)? {
             match run.own {
                 None if depth + 1 < self.layers.len() => self.walk(depth + 1, run.range, joined)?,
                 None => joined.push(hole(run.range, depth, false)),
-                Some(state) => push_own(layer, depth, Extent { range: run.range, state }, joined)?,
+                Some(held) => push_own(layer, depth, run.range, held, joined),
             }
         }
         // What lies behind the end of a backing file is zeros by the word of the one above.
         let behind = ByteRange::between(inside.end(), range.end());
         joined.push(hole(behind, depth.saturating_sub(1), false));
         Ok(())
-    }
-}
-
-impl Layer {
-    fn open(link: Link, is_lowest: bool) -> Result<Self> {
-        let absent =
-            (link.format == ImageFormat::Qcow2 && !is_lowest).then(|| Arc::new(Absent::default()));
-        let below = absent.clone().map(|absent| Opened::Raw(absent));
-        let device = Opened::open(&link, below.as_ref(), true)?;
-        Ok(Self { device, absent, format: link.format, _locks: link.locks })
     }
 }
 
@@ -161,27 +135,19 @@ fn hole(range: ByteRange, depth: usize, present: bool) -> MapRun {
 }
 
 /// Tells of a run that the image at `depth` itself has.
-fn push_own(layer: &Layer, depth: usize, run: Extent, joined: &mut Joined<'_>) -> Result<()> {
-    let raw = layer.format == ImageFormat::Raw;
-    if run.state.reads_zero() {
-        let offset = raw.then_some(run.range.start);
-        joined.push(MapRun { offset, ..hole(run.range, depth, true) });
-        return Ok(());
-    }
-    let device = layer.device.device();
-    if push_places(&*device, depth, run.range, joined) {
-        return Ok(());
-    }
-    // Some of it does not lie there as it is: cluster by cluster, then.
-    let unit = device.limits().preferred;
-    for piece in run.range.pieces(unit) {
-        if !push_places(&*device, depth, piece, joined) {
-            let compressed = layer.format == ImageFormat::Qcow2;
-            let run = hole(piece, depth, true);
-            joined.push(MapRun { zero: false, data: true, compressed, ..run });
+fn push_own(layer: &Layer, depth: usize, range: ByteRange, held: Held, joined: &mut Joined<'_>) {
+    let run = hole(range, depth, true);
+    let data = MapRun { zero: false, data: true, ..run };
+    match held {
+        Held::Zero(offset) => joined.push(MapRun { offset, ..run }),
+        Held::At(at) => joined.push(MapRun { offset: Some(at), ..data }),
+        Held::Compressed => joined.push(MapRun { compressed: true, ..data }),
+        Held::Somewhere => {
+            if !push_places(&*layer.device.device(), depth, range, joined) {
+                joined.push(data);
+            }
         }
     }
-    Ok(())
 }
 
 /// Tells of the places of `range`, if they can be told; says whether they could.

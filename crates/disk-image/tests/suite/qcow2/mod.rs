@@ -1,5 +1,6 @@
 //! qcow2: against the model, power failures, faults, hostile images, and QEMU in both directions.
 
+mod bitmaps;
 mod common;
 mod compressed;
 mod crash;
