@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p disk-image --example snapshot_stall -- IMAGE [ROUNDS]`: IMAGE is a qcow2
 //! image that may be written over, as `qemu-img create -o preallocation=metadata` makes it. One
-//! writer sends 4 KiB at a large stride, one after the other, with pauses; what is told is its longest wait.
+//! writer sends 4 KiB at a large stride, one after the other, with pauses; what is told is its
+//! longest wait.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,10 +1,12 @@
-//! The header laid out anew, for a change of its extensions, its version or the backing file's name.
+//! The header laid out anew: for a change of its extensions, its version or the backing file's
+//! name.
 //!
 //! Everything that counts comes before the table of feature names, and so within the first sector,
 //! which a disk writes whole or not at all. The table, which is for messages only, is the one part
 //! that may reach beyond it. Where it has to move, the header is without it for a moment:
 //!
-//! 1. a new name of the backing file is written where nothing is, and flushed with what else is new;
+//! 1. a new name of the backing file is written where nothing is, and flushed with what else is
+//!    new;
 //! 2. the first sector is written, without the table: from here on the new header counts;
 //! 3. the rest of the table is written, where nothing counts any more; flushed;
 //! 4. the first sector is written with the table.

@@ -118,8 +118,8 @@ impl Image {
     }
 
     /// What has to be durable before the first write of a guest: nobody may believe any more what
-    /// it makes wrong. Besides what [`prepare_tables`](Self::prepare_tables) does, recording bitmaps
-    /// are marked.
+    /// it makes wrong. Besides what [`prepare_tables`](Self::prepare_tables) does, bitmaps that
+    /// record are marked.
     pub(super) fn prepare_writes(&self) -> Result<()> {
         if self.prepared.load(Ordering::SeqCst) {
             return Ok(());

@@ -5,7 +5,7 @@
 //! in place", which is true no more. So the first writes afterwards need not copy a table.
 //!
 //! Nobody writes meanwhile, so it has to be short. The format does not let it be postponed: a
-//! cluster that a snapshot shares is to be counted twice, and to lose its mark in the active tables,
+//! cluster that a snapshot shares is to be counted twice, and without its mark in active tables,
 //! from the moment on at which the header names the snapshot; a reader who met the one without the
 //! other would write to the snapshot, or call the image corrupt. To count ahead, while writers go
 //! on, would be allowed, since a count that is too high is a leak at worst. But then each cluster
