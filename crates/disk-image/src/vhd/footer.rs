@@ -187,6 +187,12 @@ impl Footer {
         self
     }
 
+    pub(super) fn with_kind(mut self, kind: Kind) -> Self {
+        self.layout.disk_type = kind.number().into();
+        self.kind = kind;
+        self
+    }
+
     pub(super) fn with_id(mut self, id: DiskId) -> Self {
         self.layout.uuid = id.bytes();
         self

@@ -354,7 +354,7 @@ impl VhdImage {
         if foreign || self.is_occupied(sparse, home) {
             return Ok(());
         }
-        let locators = locator::read(&*self.file, header.locators(self.kind))?;
+        let locators = locator::read(&*self.file, header.locators(self.kind()))?;
         self.replace_header(sparse, Change::Place, &locators)
     }
 }

@@ -1,7 +1,7 @@
 //! An open VHD: what is known of it, and how it answers as a block device.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use block_io::{BlockDevice, Limits, Resolve, ZeroMode, check_range};
@@ -29,7 +29,9 @@ const BLOCK_LOCKS: usize = 64;
 pub struct VhdImage {
     pub(super) file: Arc<dyn BlockDevice>,
     pub(super) parent: Option<Arc<dyn BlockDevice>>,
-    pub(super) kind: Kind,
+    pub(super) opened_as: Kind,
+    /// It was a differencing disk, and has no parent any more.
+    pub(super) detached: AtomicBool,
     pub(super) size: AtomicU64,
     pub(super) read_only: bool,
     /// Why nothing is written any more.
@@ -122,7 +124,8 @@ impl VhdImage {
         Self {
             file,
             parent,
-            kind: heads.footer.kind(),
+            opened_as: heads.footer.kind(),
+            detached: AtomicBool::new(false),
             size: AtomicU64::new(heads.footer.size().get()),
             read_only,
             stopped: OnceLock::new(),
@@ -160,7 +163,7 @@ impl VhdImage {
         let _ = self.stopped.set("it is closed".to_owned());
     }
 
-    fn check_write(&self, range: ByteRange) -> Result<()> {
+    pub(super) fn check_write(&self, range: ByteRange) -> Result<()> {
         self.check_writable()?;
         self.check_request(range)
     }

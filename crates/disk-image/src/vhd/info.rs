@@ -1,6 +1,7 @@
 //! What an image says of itself, and what it holds apart from its parent.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 
 use block_io::{BlockDevice, check_range};
 use block_types::{ByteCount, ByteOffset, ByteRange, Result};
@@ -60,6 +61,40 @@ pub fn probe_parent(file: &dyn BlockDevice) -> Result<Option<ParentInfo>> {
     header.map(|header| header.parent(file)).transpose()
 }
 
+/// What a file says as a node of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// How the disk is stored.
+    pub kind: Kind,
+    /// Its size.
+    pub size: ByteCount,
+    /// Its UUID, which children name.
+    pub id: DiskId,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Whether it is an inner node, not for users (XenServer).
+    pub hidden: bool,
+    /// Of a differencing disk: what it says of its parent.
+    pub parent: Option<ParentInfo>,
+}
+
+/// What `file`, a VHD, says as a node of a tree, from footer and header alone.
+///
+/// # Errors
+/// As of [`VhdImage::open`].
+pub fn probe_node(file: &dyn BlockDevice) -> Result<NodeInfo> {
+    let Parts { footer, header, .. } = Parts::read(file)?;
+    let header = header.filter(|_| footer.kind() == Kind::Differencing);
+    Ok(NodeInfo {
+        kind: footer.kind(),
+        size: footer.size(),
+        id: footer.id(),
+        created: footer.created(),
+        hidden: footer.is_hidden(),
+        parent: header.map(|header| header.parent(file)).transpose()?,
+    })
+}
+
 impl VhdImage {
     /// What the image says of itself.
     ///
@@ -68,7 +103,7 @@ impl VhdImage {
     pub fn info(&self) -> Result<Info> {
         let footer: Footer = self.heads.lock().footer;
         Ok(Info {
-            kind: self.kind,
+            kind: self.kind(),
             size: self.size(),
             id: footer.id(),
             created: footer.created(),
@@ -102,7 +137,7 @@ impl VhdImage {
     /// # Errors
     /// Those of the file.
     pub fn parent_info(&self) -> Result<Option<ParentInfo>> {
-        let header = self.heads.lock().header.filter(|_| self.kind == Kind::Differencing);
+        let header = self.heads.lock().header.filter(|_| self.kind() == Kind::Differencing);
         header.map(|header| header.parent(&*self.file)).transpose()
     }
 
@@ -113,7 +148,7 @@ impl VhdImage {
 
     /// How the disk is stored.
     pub fn kind(&self) -> Kind {
-        self.kind
+        if self.detached.load(Ordering::SeqCst) { Kind::Dynamic } else { self.opened_as }
     }
 
     /// Whether the disk is an inner node, not for users (XenServer).

@@ -91,7 +91,7 @@ impl VhdImage {
     /// Fills `buffer` with what lies below this image at `at`: zeros behind a shorter parent's end.
     pub(super) fn read_parent(&self, buffer: &mut [u8], at: ByteOffset) -> Result<()> {
         let Some(parent) = &self.parent else {
-            if self.kind == Kind::Differencing {
+            if self.kind() == Kind::Differencing {
                 let problem = format!("the bytes at {at} are its parent's, which is not open");
                 return Err(Error::new(ErrorKind::NotFound, self.name(), problem)
                     .advise("open it with its parent, which 'image info' names"));
@@ -109,7 +109,7 @@ impl VhdImage {
     /// Whether everything below this image at `range` is known to be zeros.
     pub(super) fn is_zero_below(&self, range: ByteRange) -> Result<bool> {
         let Some(parent) = &self.parent else {
-            return Ok(self.kind != Kind::Differencing);
+            return Ok(self.kind() != Kind::Differencing);
         };
         let inside = range.intersect(ByteRange::new(ByteOffset::ZERO, parent.size()));
         let mut zero = true;
@@ -142,7 +142,7 @@ impl VhdImage {
     ) -> Result<ControlFlow<()>> {
         let Some(parent) = &self.parent else {
             // Without the parent that there should be, nothing is known of it.
-            let zero = self.kind != Kind::Differencing;
+            let zero = self.kind() != Kind::Differencing;
             let state = if zero { ExtentState::Hole } else { ExtentState::Data };
             return Ok(each(Extent { range, state }));
         };
@@ -240,7 +240,7 @@ impl VhdImage {
                 parent.resolver()?.resolve(Intent::Read, inside, places)?;
                 behind = ByteRange::between(inside.end(), range.end());
             }
-        } else if self.kind == Kind::Differencing {
+        } else if self.kind() == Kind::Differencing {
             return None;
         }
         if !behind.is_empty() {

@@ -1,5 +1,7 @@
 //! What is changed about an image as a node of a tree: its parent, its name, whether users see it.
 
+use std::sync::atomic::Ordering;
+
 use block_io::BlockDevice;
 use block_types::{Error, ErrorKind, Result};
 
@@ -22,7 +24,7 @@ impl VhdImage {
     /// [`ErrorKind::Unsupported`] where the file has no room for locators.
     pub fn relink(&self, link: &ParentLink) -> Result<()> {
         self.check_writable()?;
-        let sparse = self.sparse.as_ref().filter(|_| self.kind == Kind::Differencing);
+        let sparse = self.sparse.as_ref().filter(|_| self.kind() == Kind::Differencing);
         let Some(sparse) = sparse else {
             let problem = "is no differencing disk, so it can have no parent";
             return Err(Error::new(ErrorKind::Invalid, self.name(), problem));
@@ -33,6 +35,31 @@ impl VhdImage {
             return Err(Error::new(ErrorKind::Invalid, self.name(), problem));
         }
         self.replace_header(sparse, Change::Parent(link), &Locator::for_parent(&link.path))
+    }
+
+    /// Makes a differencing disk a dynamic one: it has no parent any more. What it does not hold
+    /// itself reads as zeros from then on; the caller has filled in the rest
+    /// ([`fill_absent`](Self::fill_absent)). Durable when it returns; after a crash the disk is
+    /// the one or the other. Does nothing for a disk without a parent.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn detach(&self) -> Result<()> {
+        self.check_writable()?;
+        let Some(sparse) = self.sparse.as_ref() else { return Ok(()) };
+        if self.kind() != Kind::Differencing {
+            return Ok(());
+        }
+        self.commit()?;
+        {
+            // The kind is in the footer, so that one sector says it; what the header still says of
+            // a parent means nothing from then on.
+            let mut heads = self.heads.lock();
+            let footer = heads.footer.with_kind(Kind::Dynamic);
+            self.write_footers(&mut heads, footer)?;
+            self.detached.store(true, Ordering::SeqCst);
+        }
+        self.replace_header(sparse, Change::NoParent, &[])
     }
 
     /// Marks the disk as an inner node that is not for users, or as one that is (XenServer).

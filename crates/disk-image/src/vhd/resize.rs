@@ -61,7 +61,7 @@ impl VhdImage {
 
     /// Where the parent is longer than this disk was, what is added has to hide it.
     fn hide_longer_parent(&self, sparse: &Sparse, old: ByteCount, new: ByteCount) -> Result<()> {
-        if self.kind != Kind::Differencing {
+        if self.kind() != Kind::Differencing {
             return Ok(());
         }
         let Some(parent) = &self.parent else {

@@ -115,8 +115,25 @@ impl VhdImage {
         Ok(())
     }
 
+    /// Writes sectors of a block that has a place and whose bitmap is loaded, all of them absent;
+    /// the caller holds the block's lock.
+    pub(super) fn write_absent(
+        &self,
+        sparse: &Sparse,
+        block: GuestBlock,
+        piece: ByteRange,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let Some(place) = sparse.mapping.place(block) else { return Ok(()) };
+        let (_, inside) = sparse.mapping.block_size().locate(piece.start);
+        let data = sparse.mapping.block_size().data_start(place).plus(inside);
+        self.file.write_at(bytes, data)?;
+        sparse.mark(block, piece);
+        Ok(())
+    }
+
     /// Writes `piece`, whose block has no place yet.
-    fn write_new(
+    pub(super) fn write_new(
         &self,
         sparse: &Sparse,
         block: GuestBlock,
@@ -131,12 +148,13 @@ impl VhdImage {
         let (_, inside) = size.locate(piece.start);
         let data = size.data_start(reserved.sector()).plus(inside);
         let written = ByteRange::new(data, piece.len);
-        if self.kind == Kind::Dynamic && !reserved.is_clean() {
+        let kind = self.kind();
+        if kind == Kind::Dynamic && !reserved.is_clean() {
             let whole = ByteRange::between(size.data_start(reserved.sector()), place.end());
             self.zero_around(whole, written)?;
         }
         self.put(fill, written)?;
-        sparse.publish(block, piece, reserved, self.kind);
+        sparse.publish(block, piece, reserved, kind);
         Ok(())
     }
 
