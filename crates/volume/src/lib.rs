@@ -30,6 +30,7 @@ pub use image::{
     ImageMap, ImageOptions, ImageSettings, ImageSnapshot, MapRun, RepairImage, create_image,
     fill_image,
 };
+pub use lock::PoolLock;
 pub use metadata::{MetadataSource, MetadataTarget, MetadataUse, TargetOptions};
 pub use name::{SnapshotName, VolumeName};
 pub use names::{Names, NamesLog, Record, RecordedChange, parse_log};

@@ -1,4 +1,4 @@
-//! The lock of a pool directory: one writer, whose name and process everybody else is told.
+//! The lock of a directory, a pool's or a repository's: one writer, whose name and process everybody else is told.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -10,16 +10,16 @@ use rustix::fs::{FlockOperation, flock};
 
 /// The lock, held until it is dropped; the kernel drops it for a process that is killed.
 #[derive(Debug)]
-pub(crate) struct PoolLock {
+pub struct PoolLock {
     _file: File,
 }
 
 impl PoolLock {
-    /// Locks the pool in `dir` for `holder`: alone, or with others who only read.
+    /// Locks what is in `dir` for `holder`: alone, or with others who only read.
     ///
     /// # Errors
     /// `Busy`, with name and pid of the holder.
-    pub(crate) fn take(dir: &Path, holder: &str, shared: bool) -> Result<Self> {
+    pub fn take(dir: &Path, holder: &str, shared: bool) -> Result<Self> {
         let path = dir.join("lock");
         let failed = |doing, error| Error::io(path.display().to_string(), doing, error);
         let mut options = OpenOptions::new();
@@ -61,9 +61,9 @@ fn busy(dir: &Path, file: &mut File) -> Error {
         Err(_) => writer(file),
     };
     let holder = holder.unwrap_or_else(|| "another process".into());
-    let problem = format!("the pool is in use by {holder}");
+    let problem = format!("is in use by {holder}");
     Error::new(ErrorKind::Busy, dir.display().to_string(), problem)
-        .advise("stop that process, or reach the pool through it")
+        .advise("stop that process, or let it do the work")
 }
 
 /// What the holder has written about itself.

@@ -16,7 +16,11 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("nbd", &["block-io", "block-types"]),
     ("volume", &["dm-thin", "dm-snapshot", "disk-image", "nbd", "block-io", "block-types"]),
     ("jobs", &["volume", "block-io", "block-types"]),
-    ("daemon", &["jobs", "volume", "dm-thin", "nbd", "block-io", "block-types"]),
+    ("repository", &["jobs", "volume", "disk-image", "block-io", "block-types"]),
+    (
+        "daemon",
+        &["repository", "jobs", "volume", "dm-thin", "nbd", "block-io", "block-types"],
+    ),
     ("cli", SHIPPED),
     ("testkit", SHIPPED),
     ("xtask", &["testkit", "volume", "dm-thin", "block-io", "block-types"]),
@@ -33,6 +37,7 @@ const SHIPPED: &[&str] = &[
     "nbd",
     "volume",
     "jobs",
+    "repository",
     "daemon",
     "cli",
 ];

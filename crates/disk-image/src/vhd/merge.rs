@@ -28,6 +28,13 @@ impl VhdImage {
         }
     }
 
+    /// Whether the block that holds `at` has a place in the file.
+    pub fn has_place(&self, at: ByteOffset) -> bool {
+        self.sparse.as_ref().is_none_or(|sparse| {
+            sparse.mapping.place(sparse.mapping.block_size().locate(at).0).is_some()
+        })
+    }
+
     /// Writes `bytes` at `at` where sectors are absent, and leaves those that are present as they
     /// are: what a parent holds, once the image is to do without it. Beside other writers: whatever
     /// they have written, before or meanwhile, stays. How many bytes were absent.

@@ -1,0 +1,31 @@
+//! Repositories of disk images: a directory of VHDs that stand on each other as trees.
+mod chain;
+mod change;
+mod collector;
+mod copy;
+mod disk;
+mod files;
+mod folder;
+mod layer;
+mod log;
+mod merge;
+mod mirror;
+mod node;
+mod plan;
+mod point;
+mod progress;
+mod record;
+mod report;
+mod repository;
+mod state;
+mod tree;
+mod view;
+
+pub use collector::{CollectOptions, Collected};
+pub use disk::Disk;
+pub use folder::{Folder, HostFolder};
+pub use node::NodeId;
+pub use point::{Point, Probe};
+pub use progress::Progress;
+pub use report::{NodeReport, Role};
+pub use repository::{OpenOptions, Repository};

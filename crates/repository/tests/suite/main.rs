@@ -1,0 +1,7 @@
+//! Tests of repositories.
+
+mod common;
+mod crash;
+
+
+mod world;
