@@ -107,7 +107,7 @@ impl Repository {
         Ok(new)
     }
 
-    /// Makes a new volume that begins as `source` is: a volume, a snapshot, or a base with children.
+    /// Makes a new volume that begins as `source` is: a volume, a snapshot, or a base.
     ///
     /// # Errors
     /// As of [`snapshot`](Self::snapshot).
@@ -156,9 +156,8 @@ impl Repository {
         state.make(&children[1], Some(&id), size, largest)?;
         self.probe.reach(Point::SnapshotSecond);
         let created = state.catalogue.names[name].created.clone();
-        let record = Record::default()
-            .naming(name, &children[0], created)
-            .naming(new, &children[1], now());
+        let record =
+            Record::default().naming(name, &children[0], created).naming(new, &children[1], now());
         let retired = self.switch_to(state, name, &children[0], &record)?;
         self.probe.reach(Point::SnapshotSwitched);
         state.settle_flag(&id)?;
@@ -214,7 +213,8 @@ impl Repository {
         let layer = state.layer(id)?;
         // Whoever writes to it may do so until the switch.
         let empty = layer.image.allocated().next().is_none();
-        let live = state.disks.values().any(|disk| disk.view().top.id == *id && !disk.is_read_only());
+        let live =
+            state.disks.values().any(|disk| disk.view().top.id == *id && !disk.is_read_only());
         Ok((empty && !live).then_some(parent))
     }
 
@@ -329,9 +329,10 @@ impl State {
         file: &dyn BlockDevice,
         head: &vhd::NodeInfo,
     ) -> Result<Option<NodeId>> {
-        let same = self.tree.iter().find(|(_, node)| {
-            node.head.as_ref().is_some_and(|known| known.id == head.id)
-        });
+        let same = self
+            .tree
+            .iter()
+            .find(|(_, node)| node.head.as_ref().is_some_and(|known| known.id == head.id));
         if let Some((known, _)) = same {
             let problem = format!("has the UUID {} of {known}, which is there already", head.id);
             return Err(Error::new(ErrorKind::Exists, file.name(), problem));
@@ -363,11 +364,7 @@ impl State {
 const PIECE: u64 = 1 << 20;
 
 /// Copies what `from` holds, without its holes; says so after every piece.
-fn copy_data(
-    from: &dyn BlockDevice,
-    to: &dyn BlockDevice,
-    mut copied: impl FnMut(),
-) -> Result<()> {
+fn copy_data(from: &dyn BlockDevice, to: &dyn BlockDevice, mut copied: impl FnMut()) -> Result<()> {
     let whole = ByteRange::new(ByteOffset::ZERO, from.size());
     let mut data = Vec::new();
     from.extents(whole, &mut |extent| {

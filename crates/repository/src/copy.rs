@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, ByteRange, Result};
+use jobs::Monitor;
 use parking_lot::Mutex;
 
 use crate::chain::{Chain, PIECE};
@@ -41,7 +42,7 @@ impl Copy {
     ///
     /// # Errors
     /// The first failure; [`Cancelled`](block_types::ErrorKind::Cancelled).
-    pub(crate) fn run(&self, progress: &Progress, probe: &Probe) -> Result<()> {
+    pub(crate) fn run(&self, progress: &Progress, monitor: &Monitor, probe: &Probe) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let pieces = self.size.div_ceil(PIECE) as usize;
@@ -52,7 +53,7 @@ impl Copy {
                 if piece >= pieces || failure.lock().is_some() {
                     return;
                 }
-                let done = self.piece(piece, &mut buffer, progress);
+                let done = self.piece(piece, &mut buffer, progress, monitor);
                 if let Err(error) = done {
                     failure.lock().get_or_insert(error);
                     return;
@@ -69,13 +70,19 @@ impl Copy {
         failure.into_inner().map_or(Ok(()), Err)
     }
 
-    fn piece(&self, index: usize, buffer: &mut Vec<u8>, progress: &Progress) -> Result<()> {
+    fn piece(
+        &self,
+        index: usize,
+        buffer: &mut Vec<u8>,
+        progress: &Progress,
+        monitor: &Monitor,
+    ) -> Result<()> {
         let start = ByteOffset::new(index as u64 * PIECE.get());
         let whole = ByteRange::new(ByteOffset::ZERO, self.size);
         let piece = ByteRange::new(start, PIECE).intersect(whole);
         let runs = self.chain.runs_of_piece(index)?;
         for step in piece.pieces(STEP) {
-            progress.checkpoint()?;
+            progress.checkpoint(monitor)?;
             let bytes = match &self.live {
                 None => self.step(step, &runs, buffer)?,
                 Some((top, mirror)) => {
@@ -85,12 +92,12 @@ impl Copy {
                     bytes
                 }
             };
-            progress.advance(ByteCount::new(bytes));
+            progress.advance(ByteCount::new(bytes), monitor);
         }
         Ok(())
     }
 
-    /// Copies a step of a disk whose topmost node no guest writes down to the target. How many bytes.
+    /// Copies a step of a disk whose topmost node no guest writes down to the target.
     fn step(
         &self,
         step: ByteRange,

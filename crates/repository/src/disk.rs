@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use block_io::{BlockDevice, Intent, Lease, LeaseSet, Limits, Place, Resolve, ZeroMode, check_range};
+use block_io::{
+    BlockDevice, Intent, Lease, LeaseSet, Limits, Place, Resolve, ZeroMode, check_range,
+};
 use block_types::{
     ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Extent, ExtentState, Result, SECTOR,
 };

@@ -132,9 +132,10 @@ impl Log {
 /// Reads a log: where its last whole line ends, and its records.
 fn parse(name: &str, bytes: &[u8]) -> Result<(usize, Vec<Record>)> {
     let corrupt = || {
-        Error::new(ErrorKind::Corrupt, name, "is no log of a repository")
-            .advise("restore it from a copy, or move it away and make the repository anew: \
-                     the images stay, and go by the names of their files")
+        Error::new(ErrorKind::Corrupt, name, "is no log of a repository").advise(
+            "restore it from a copy, or move it away and make the repository anew: \
+                     the images stay, and go by the names of their files",
+        )
     };
     let (header, mut at) = next_line(bytes, 0).ok_or_else(corrupt)?;
     let header: Header = serde_json::from_str(header).map_err(|error| corrupt().because(error))?;
@@ -168,17 +169,16 @@ fn next_line(bytes: &[u8], at: usize) -> Option<(&str, usize)> {
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|error| {
-        Error::new(ErrorKind::Invalid, LOG, "cannot be written").because(error)
-    })
+    serde_json::to_string(value)
+        .map_err(|error| Error::new(ErrorKind::Invalid, LOG, "cannot be written").because(error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{LOG, Log};
+    use crate::NodeId;
     use crate::folder::{Folder, HostFolder};
     use crate::record::Record;
-    use crate::NodeId;
     use volume::NodeName;
 
     fn record(name: &str) -> Record {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use disk_image::vhd::{OpenOptions, Parent, VhdImage};
+use jobs::Monitor;
 use parking_lot::MutexGuard;
 use volume::NodeName;
 
@@ -56,12 +57,13 @@ impl Repository {
     /// # Errors
     /// [`ErrorKind::OutOfSpace`] before anything is begun; [`ErrorKind::Cancelled`]; those of the
     /// files. Whatever was done is kept, shows nowhere, and is not done again.
-    pub(crate) fn merge(&self, run: Run, progress: &Arc<Progress>) -> Result<ByteCount> {
+    pub(crate) fn merge(&self, run: Run, monitor: &Monitor) -> Result<ByteCount> {
+        let progress = Arc::new(Progress::default());
         let plan = self.plan(&run)?;
-        progress.add(plan.bytes);
+        progress.expect(plan.bytes, monitor);
         self.probe.reach(Point::MergeBegun);
-        let merge = self.begin(run, plan, progress)?;
-        let done = self.carry_out(&merge, progress);
+        let merge = self.begin(run, plan, &progress)?;
+        let done = self.carry_out(&merge, &progress, monitor);
         let mut state = self.lock();
         if done.is_err() {
             self.abandon(&mut state, &merge);
@@ -124,12 +126,12 @@ impl Repository {
         Ok(Merge { run, plan, target, live, name, size, copy })
     }
 
-    fn carry_out(&self, merge: &Merge, progress: &Progress) -> Result<()> {
+    fn carry_out(&self, merge: &Merge, progress: &Progress, monitor: &Monitor) -> Result<()> {
         if let (Some(disk), Some((_, mirror))) = (&merge.live, &merge.copy.live) {
             disk.switch(|view| Ok(view.mirrored(Arc::clone(mirror))))?;
             self.probe.reach(Point::MergeMirrored);
         }
-        merge.copy.run(progress, &self.probe)?;
+        merge.copy.run(progress, monitor, &self.probe)?;
         self.probe.reach(Point::MergeCopied);
         if let (Some(disk), Some((_, mirror))) = (&merge.live, &merge.copy.live) {
             disk.note_pause(mirror.longest_nanos());
@@ -230,7 +232,8 @@ impl Repository {
         {
             tracing::error!(%error, disk = disk.name(), "its writes stay mirrored");
         }
-        let in_use = merge.live.as_ref().is_some_and(|disk| disk.view().top.id == *merge.target_id());
+        let in_use =
+            merge.live.as_ref().is_some_and(|disk| disk.view().top.id == *merge.target_id());
         if !in_use {
             if let Err(error) = merge.target.image.close() {
                 tracing::warn!(%error, node = %merge.target_id(), "not closed in order");

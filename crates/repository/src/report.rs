@@ -107,11 +107,7 @@ fn label(state: &State, id: &NodeId) -> (bool, String) {
     }
 }
 
-fn node_report(
-    state: &State,
-    id: &NodeId,
-    fates: &BTreeMap<NodeId, String>,
-) -> Option<NodeReport> {
+fn node_report(state: &State, id: &NodeId, fates: &BTreeMap<NodeId, String>) -> Option<NodeReport> {
     let node = state.tree.get(id)?;
     let name = state.catalogue.name_of(id);
     let fault = state.tree.fault(id);
@@ -154,7 +150,9 @@ fn fates(state: &State) -> BTreeMap<NodeId, String> {
         let count = run.0.len();
         let what = match state.put_off.get(run.top()) {
             Some(put_off) => format!("merge put off: {}", put_off.why),
-            None => format!("merged with {} other{} next", count - 1, if count > 2 { "s" } else { "" }),
+            None => {
+                format!("merged with {} other{} next", count - 1, if count > 2 { "s" } else { "" })
+            }
         };
         run.0.iter().for_each(|id| {
             fates.insert(id.clone(), what.clone());
@@ -170,9 +168,9 @@ fn fates(state: &State) -> BTreeMap<NodeId, String> {
     for (id, node) in state.tree.iter() {
         let children: Vec<String> =
             node.children.iter().map(|child| label(state, child).1).collect();
-        fates.entry(id.clone()).or_insert_with(|| {
-            format!("kept: {} stand on it", children.join(", "))
-        });
+        fates
+            .entry(id.clone())
+            .or_insert_with(|| format!("kept: {} stand on it", children.join(", ")));
     }
     fates
 }

@@ -234,7 +234,7 @@ impl Repository {
     pub(crate) fn end_merges(&self, state: &mut MutexGuard<'_, State>, id: &NodeId) {
         loop {
             let theirs = state.merges.iter().filter(|merge| merge.nodes.contains(id));
-            let cancelled = theirs.map(|merge| merge.progress.cancel()).count();
+            let cancelled = theirs.map(|merge| merge.progress.end()).count();
             if cancelled == 0 {
                 return;
             }
@@ -251,7 +251,7 @@ impl Repository {
         self.wake.notify_all();
         let mut state = self.lock();
         while !state.merges.is_empty() {
-            state.merges.iter().for_each(|merge| merge.progress.cancel());
+            state.merges.iter().for_each(|merge| merge.progress.end());
             self.changed.wait_for(&mut state, Duration::from_millis(100));
         }
         let closed = self.close_disks(&mut state, |_| true);

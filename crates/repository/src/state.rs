@@ -116,7 +116,8 @@ impl State {
         match self.tree.fault(id) {
             None => Ok(()),
             Some((at, fault)) => {
-                let object = if at == *id { id.to_string() } else { format!("{id}, by way of {at}") };
+                let object =
+                    if at == *id { id.to_string() } else { format!("{id}, by way of {at}") };
                 Err(Error::new(ErrorKind::Corrupt, object, fault)
                     .advise("'firn repo tree' shows what is still readable"))
             }
@@ -240,6 +241,11 @@ impl State {
         found.map(|(id, _)| id.clone())
     }
 
+    /// Whether there is any.
+    pub(crate) fn has_garbage(&self) -> bool {
+        self.garbage(true).is_some()
+    }
+
     /// Removes the files that nobody needs: those that the repository made, or `all`, with those
     /// that others have marked as hidden. How many there were.
     pub(crate) fn remove_garbage(&mut self, all: bool) -> Result<u64> {
@@ -266,10 +272,8 @@ impl State {
 
     /// Gives back the space of a file that is about to go: somebody may have it open yet.
     fn empty(&self, id: &NodeId) {
-        let emptied = self
-            .folder
-            .open(id.file(), false)
-            .and_then(|file| file.resize(ByteCount::ZERO));
+        let emptied =
+            self.folder.open(id.file(), false).and_then(|file| file.resize(ByteCount::ZERO));
         if let Err(error) = emptied {
             tracing::debug!(%error, node = %id, "not emptied before it is removed");
         }

@@ -1,4 +1,5 @@
-//! The lock of a directory, a pool's or a repository's: one writer, whose name and process everybody else is told.
+//! The lock of a directory, a pool's or a repository's: one writer, whose name and process
+//! everybody else is told.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};

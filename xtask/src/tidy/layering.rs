@@ -17,10 +17,7 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("volume", &["dm-thin", "dm-snapshot", "disk-image", "nbd", "block-io", "block-types"]),
     ("jobs", &["volume", "block-io", "block-types"]),
     ("repository", &["jobs", "volume", "disk-image", "block-io", "block-types"]),
-    (
-        "daemon",
-        &["repository", "jobs", "volume", "dm-thin", "nbd", "block-io", "block-types"],
-    ),
+    ("daemon", &["repository", "jobs", "volume", "dm-thin", "nbd", "block-io", "block-types"]),
     ("cli", SHIPPED),
     ("testkit", SHIPPED),
     ("xtask", &["testkit", "volume", "dm-thin", "block-io", "block-types"]),

@@ -113,8 +113,11 @@ mod tests {
     #[test]
     fn a_child_that_was_filled_stands_alone() {
         let base = made(1, Content::Dynamic);
-        let link =
-            ParentLink { id: Some(DiskId::new([1; 16])), modified: Timestamp::new(0), path: "b".into() };
+        let link = ParentLink {
+            id: Some(DiskId::new([1; 16])),
+            modified: Timestamp::new(0),
+            path: "b".into(),
+        };
         let child = made(2, Content::Differencing(link));
         let parent = open(&base, None);
         parent.write_at(&[7; 100 << 10], ByteOffset::new(4096)).expect("written");

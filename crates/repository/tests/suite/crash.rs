@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, ErrorKind, Result};
-use repository::{CollectOptions, Progress, Repository};
+use jobs::Monitor;
+use repository::{CollectOptions, Repository};
 use testkit::rng::Rng;
 use volume::{NodeName, SnapshotName};
 
@@ -135,8 +136,8 @@ impl Session {
     }
 
     fn collect(&mut self) -> Result<()> {
-        let options = CollectOptions { merges: 1, rate: None };
-        let done = self.repository.collect(&options, &Arc::new(Progress::default()))?;
+        let monitor = Monitor::new(ByteCount::ZERO);
+        let done = self.repository.collect(&CollectOptions { merges: 1 }, &monitor)?;
         if done.put_off > 0 && !self.folder.world().crashed() {
             panic!("a merge failed without a crash: {:?}", self.repository.report());
         }

@@ -3,5 +3,4 @@
 mod common;
 mod crash;
 
-
 mod world;
