@@ -30,13 +30,19 @@ use crate::{ChunkSize, Exception, SnapshotState};
 /// Makes a new store valid; its empty first area was written before.
 pub(crate) fn first_header(device: &dyn BlockDevice, chunk: ChunkSize) -> Result<()> {
     device.flush()?;
-    Header { valid: true, in_use: false, chunk }.write(device)?;
+    Header { valid: true, in_use: false, chunk, label: None }.write(device)?;
+    device.flush()
+}
+
+/// Writes the header of a store that is in nobody's use, one sector of which has changed.
+pub(crate) fn rewrite_header(device: &dyn BlockDevice, header: &Header) -> Result<()> {
+    header.write(device)?;
     device.flush()
 }
 
 /// Marks the store invalid, durably.
 pub(crate) fn mark_invalid(core: &Core) -> Result<()> {
-    Header { valid: false, in_use: false, chunk: core.chunk }.write(&*core.device)?;
+    core.header(false, false).write(&*core.device)?;
     core.device.flush()
 }
 
@@ -50,7 +56,7 @@ pub(crate) fn begin_use(core: &Core) -> Result<()> {
         tail.stale = false;
     }
     if core.keeping() == Keeping::Async {
-        Header { valid: false, in_use: true, chunk: core.chunk }.write(&*core.device)?;
+        core.header(false, true).write(&*core.device)?;
         core.device.flush()?;
     }
     Ok(())
@@ -58,6 +64,9 @@ pub(crate) fn begin_use(core: &Core) -> Result<()> {
 
 /// Leaves the store as the kernel would find it: every exception listed, everything durable.
 pub(crate) fn end_use(core: &Core) -> Result<()> {
+    if core.is_still() {
+        return Ok(());
+    }
     let end = core.ledger.lock().end();
     core.commit_through(end);
     let Some(tail) = &core.tail else { return Ok(()) };
@@ -69,7 +78,7 @@ pub(crate) fn end_use(core: &Core) -> Result<()> {
     core.device.flush()?;
     if core.keeping() == Keeping::Async {
         // Only now is the past whole on disk.
-        Header { valid: true, in_use: false, chunk: core.chunk }.write(&*core.device)?;
+        core.header(true, false).write(&*core.device)?;
         core.device.flush()?;
     }
     Ok(())
@@ -105,6 +114,11 @@ pub(crate) fn flush_origin(base: &dyn BlockDevice, merging: Option<&Core>) -> Re
 const SLOT: u64 = size_of::<ExceptionLayout>() as u64;
 
 impl Core {
+    /// The header of the store in that state.
+    fn header(&self, valid: bool, in_use: bool) -> Header {
+        Header { valid, in_use, chunk: self.chunk, label: self.label.clone() }
+    }
+
     /// Returns once the exceptions below `number` are listed, or the snapshot is lost.
     pub(crate) fn commit_through(&self, number: u64) {
         let mut ledger = self.ledger.lock();

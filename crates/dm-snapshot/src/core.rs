@@ -13,7 +13,7 @@ use crate::options::{OnFull, SnapshotOptions};
 use crate::status::Health;
 use crate::store::{StoreKind, Tail, check_chunk};
 use crate::table::Table;
-use crate::{ChunkSize, GrowPolicy, Mode, OriginChunk, SnapshotState, Store, check, commit};
+use crate::{ChunkSize, GrowPolicy, Label, Mode, OriginChunk, SnapshotState, Store, check, commit};
 
 /// A snapshot that is attached to its origin.
 ///
@@ -26,11 +26,14 @@ pub(crate) struct Core {
     /// The store's device.
     pub(crate) device: Arc<dyn BlockDevice>,
     pub(crate) chunk: ChunkSize,
+    /// What the store's header has beside the kernel's fields.
+    pub(crate) label: Option<Label>,
     /// The origin's size when the snapshot was taken; its own for ever.
     pub(crate) size: ByteCount,
     pub(crate) mode: Mode,
     pub(crate) on_full: OnFull,
     pub(crate) discard_zeroes: bool,
+    pub(crate) discard_passdown: bool,
     pub(crate) read_only: bool,
     pub(crate) grow: Option<Arc<dyn GrowPolicy>>,
     pub(crate) growing: Mutex<()>,
@@ -80,7 +83,7 @@ impl Core {
         check_fits(&base, &store, size)?;
         let Store { device, chunk, kind } = store;
         let (mut state, mut reason) = (SnapshotState::Active, None);
-        let mut exceptions = Vec::new();
+        let (mut exceptions, mut label) = (Vec::new(), None);
         let tail = match kind {
             StoreKind::Transient => None,
             StoreKind::Persistent(loaded) => {
@@ -88,6 +91,7 @@ impl Core {
                     state = SnapshotState::Invalid;
                     reason = Some(why_invalid(loaded.header.in_use));
                 }
+                label = loaded.header.label;
                 exceptions = loaded.list.exceptions;
                 Some(Mutex::new(loaded.list.tail))
             }
@@ -106,10 +110,12 @@ impl Core {
             base,
             device,
             chunk,
+            label,
             size,
             mode: options.mode,
             on_full: options.on_full,
             discard_zeroes: options.discard_zeroes,
+            discard_passdown: options.discard_passdown,
             read_only: options.read_only,
             grow: options.grow,
             growing: Mutex::new(()),
@@ -126,10 +132,15 @@ impl Core {
         };
         core.table.insert(&exceptions);
         exceptions.iter().for_each(|one| core.sealed.insert(one.old.get()));
-        if state == SnapshotState::Active {
+        if state == SnapshotState::Active && !core.is_still() {
             commit::begin_use(&core)?;
         }
         Ok(core)
+    }
+
+    /// Whether neither the origin nor the snapshot is written, and so nothing of the store either.
+    pub(crate) fn is_still(&self) -> bool {
+        self.read_only && self.base.limits().read_only
     }
 
     pub(crate) fn is_persistent(&self) -> bool {

@@ -4,16 +4,18 @@ use block_io::{AlignedBuf, BlockDevice};
 use block_types::{ByteCount, ByteOffset, Error, ErrorKind, Result, SECTOR};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::ChunkSize;
 use crate::layout::{HeaderLayout, IN_USE, MAGIC, VERSION};
+use crate::{ChunkSize, Label};
 
 /// What a header says, once it was checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) valid: bool,
     /// Whether a snapshot of mode async was using the store and has not closed it.
     pub(crate) in_use: bool,
     pub(crate) chunk: ChunkSize,
+    /// Whose past the store holds, as whoever made it has noted.
+    pub(crate) label: Option<Label>,
 }
 
 impl Header {
@@ -62,11 +64,16 @@ impl Header {
         let size = ByteCount::from_sectors(layout.chunk_sectors.get().into());
         let chunk = ChunkSize::new(size)
             .map_err(|error| corrupt(name, "has an impossible header").because(error))?;
-        Ok(Self { valid: layout.valid.get() != 0, in_use: layout.in_use.get() == IN_USE, chunk })
+        Ok(Self {
+            valid: layout.valid.get() != 0,
+            in_use: layout.in_use.get() == IN_USE,
+            chunk,
+            label: Label::parse(bytes),
+        })
     }
 
     /// Writes the header; the caller flushes.
-    pub(crate) fn write(self, device: &dyn BlockDevice) -> Result<()> {
+    pub(crate) fn write(&self, device: &dyn BlockDevice) -> Result<()> {
         let mut bytes = AlignedBuf::zeroed(io_unit(device).as_usize());
         let sectors = u32::try_from(self.chunk.sectors()).expect("1 GiB is few sectors");
         let layout = HeaderLayout {
@@ -77,6 +84,9 @@ impl Header {
             in_use: if self.in_use { IN_USE } else { 0 }.into(),
         };
         bytes[..size_of::<HeaderLayout>()].copy_from_slice(layout.as_bytes());
+        if let Some(label) = &self.label {
+            label.put(&mut bytes);
+        }
         device.write_at(&bytes, ByteOffset::ZERO)
     }
 }
@@ -111,7 +121,7 @@ mod tests {
     fn is_the_kernels_to_the_byte() {
         let header = Header::parse("store", &sector(&KERNEL)).expect("parsed");
         let chunk = ChunkSize::new(ByteCount::new(4096)).expect("a chunk size");
-        assert_eq!(header, Header { valid: true, in_use: false, chunk });
+        assert_eq!(header, Header { valid: true, in_use: false, chunk, label: None });
         let device = MemoryDevice::new("store", ByteCount::new(512));
         header.write(&device).expect("written");
         assert_eq!(device.to_bytes(), sector(&KERNEL));

@@ -34,6 +34,7 @@ mod create;
 mod drain;
 mod gate;
 mod header;
+mod label;
 mod layout;
 mod merge;
 mod mode;
@@ -51,6 +52,7 @@ mod workers;
 
 pub use address::{ChunkSize, Exception, OriginChunk, StoreChunk};
 pub use check::{CheckReport, check};
+pub use label::Label;
 pub use merge::{Merge, MergeProgress};
 pub use mode::Mode;
 pub use options::{OnFull, OriginOptions, SnapshotOptions};

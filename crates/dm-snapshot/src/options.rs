@@ -24,9 +24,13 @@ pub struct SnapshotOptions {
     pub mode: Mode,
     /// What a write to the snapshot does when the store is full.
     pub on_full: OnFull,
-    /// Discards of the snapshot make whole chunks zero, in new chunks of the store where need be:
-    /// the kernel's `discard_zeroes_cow`. Otherwise they do nothing.
+    /// Discards of the snapshot make those whole chunks zero that are in its store: the kernel's
+    /// `discard_zeroes_cow`. Otherwise they do nothing.
     pub discard_zeroes: bool,
+    /// They also go to the device under the origin, as far as no other snapshot needs what is
+    /// there: the kernel's `discard_passdown_origin`, which spares the others too. The origin loses
+    /// what it holds there.
+    pub discard_passdown: bool,
     /// Writes to the snapshot are refused.
     pub read_only: bool,
     /// The snapshot's size, where the origin has grown since it was taken; the origin's otherwise.

@@ -83,7 +83,7 @@ impl Origin {
         let mut members = shared.members().to_vec();
         members.push(Arc::clone(&core));
         shared.set_members(members, None);
-        Ok(Snapshot { core })
+        Ok(Snapshot { core, shared: Arc::clone(shared) })
     }
 
     /// Gives a snapshot up while the origin is in use: its store is marked invalid, since the past

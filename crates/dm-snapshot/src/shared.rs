@@ -264,10 +264,26 @@ impl Shared {
     pub(crate) fn discard(&self, range: ByteRange) -> Result<()> {
         let _lease = self.gate.enter(range);
         self.check_running()?;
-        let members = self.members();
         if self.merging().is_some() {
             return Ok(());
         }
+        self.discard_unless_needed(&self.members(), range)
+    }
+
+    /// Discards what no snapshot but `core` needs, which is the one that asks for it: what it reads
+    /// there afterwards is what the device has then.
+    pub(crate) fn discard_for(&self, range: ByteRange, core: &Arc<Core>) -> Result<()> {
+        let _lease = self.gate.enter(range);
+        self.check_running()?;
+        if self.merging().is_some() {
+            return Ok(());
+        }
+        let members = self.members();
+        let others = members.iter().filter(|one| !Arc::ptr_eq(one, core)).map(Arc::clone);
+        self.discard_unless_needed(&others.collect(), range)
+    }
+
+    fn discard_unless_needed(&self, members: &Members, range: ByteRange) -> Result<()> {
         let unit = members.iter().map(|core| core.chunk.bytes()).max();
         let unit = unit.unwrap_or(range.len.max(ByteCount::new(1)));
         let mut run = ByteRange::new(range.start, ByteCount::ZERO);

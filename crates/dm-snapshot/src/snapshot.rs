@@ -14,6 +14,7 @@ use parking_lot::RwLockReadGuard;
 use crate::alloc::Claim;
 use crate::core::Core;
 use crate::header::io_unit;
+use crate::shared::Shared;
 use crate::{Exception, OriginChunk, SnapshotState, SnapshotStatus, StoreChunk, commit};
 
 /// Zeros are written in pieces of this size.
@@ -26,6 +27,7 @@ const ZEROS: usize = 64 << 10;
 /// was flushed; the origin's past it keeps as its [`Mode`](crate::Mode) says, unasked.
 pub struct Snapshot {
     pub(crate) core: Arc<Core>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// Where a stretch of the snapshot is read.
@@ -144,18 +146,23 @@ impl BlockDevice for Snapshot {
         Ok(())
     }
 
-    /// Does nothing, or makes whole chunks zero: as the snapshot's options say.
+    /// Does nothing, or makes whole chunks zero that are in the store, and lets the origin's device
+    /// forget them: as the snapshot's options say. A discard never takes room in the store.
     fn discard(&self, range: ByteRange) -> Result<()> {
-        let _writing = self.begin_write(range)?;
-        if !self.core.discard_zeroes {
-            return Ok(());
-        }
-        for piece in range.pieces(self.core.chunk.bytes()) {
-            if self.is_whole(piece) {
-                self.write_piece(piece, Fill::Zeros(piece.len))?;
+        let core = &self.core;
+        {
+            let _writing = self.begin_write(range)?;
+            if !core.discard_zeroes {
+                return Ok(());
+            }
+            let settled = |piece: &ByteRange| core.settled(core.chunk.holding(piece.start));
+            for piece in range.pieces(core.chunk.bytes()).filter(|piece| self.is_whole(*piece)) {
+                if settled(&piece).is_some() {
+                    self.write_piece(piece, Fill::Zeros(piece.len))?;
+                }
             }
         }
-        Ok(())
+        if core.discard_passdown { self.shared.discard_for(range, core) } else { Ok(()) }
     }
 
     fn flush(&self) -> Result<()> {

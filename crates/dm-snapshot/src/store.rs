@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::check;
 use crate::header::Header;
 use crate::layout::ExceptionLayout;
-use crate::{ChunkSize, Exception, OriginChunk, StoreChunk};
+use crate::{ChunkSize, Exception, Label, OriginChunk, StoreChunk, commit};
 
 /// An exception store that no snapshot uses yet.
 pub struct Store {
@@ -112,6 +112,44 @@ impl Store {
             StoreKind::Persistent(loaded) => loaded.header.valid,
             StoreKind::Transient => true,
         }
+    }
+
+    /// What its header has noted of whose past it is.
+    pub fn label(&self) -> Option<&Label> {
+        match &self.kind {
+            StoreKind::Persistent(loaded) => loaded.header.label.as_ref(),
+            StoreKind::Transient => None,
+        }
+    }
+
+    /// The label of the store on `device`; nothing else of it is read.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open) for the header.
+    pub fn label_of(device: &dyn BlockDevice) -> Result<Option<Label>> {
+        Ok(Header::read(device)?.label)
+    }
+
+    /// Marks the store on `device`, which is not in use, as invalid: its snapshot is given up.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open) for the header; what the device says.
+    pub fn invalidate(device: &dyn BlockDevice) -> Result<()> {
+        let header = Header { valid: false, in_use: false, ..Header::read(device)? };
+        commit::rewrite_header(device, &header)
+    }
+
+    /// Notes in its header, durably, whose past it is.
+    ///
+    /// # Errors
+    /// What the device says. [`ErrorKind::Unsupported`] for a transient store, which has no header.
+    pub fn set_label(&mut self, label: Label) -> Result<()> {
+        let StoreKind::Persistent(loaded) = &mut self.kind else {
+            let problem = "is a transient store, which has no label";
+            return Err(Error::new(ErrorKind::Unsupported, self.device.name(), problem));
+        };
+        loaded.header.label = Some(label);
+        commit::rewrite_header(&*self.device, &loaded.header)
     }
 
     /// How many exceptions it holds.

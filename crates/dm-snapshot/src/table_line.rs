@@ -47,8 +47,7 @@ pub struct SnapshotTarget {
     pub chunk: Option<ChunkSize>,
     /// `discard_zeroes_cow`: discards make whole chunks of the snapshot zero.
     pub discard_zeroes: bool,
-    /// `discard_passdown_origin`: discards of the snapshot go to the origin's device, around its
-    /// snapshots. Firn reads and prints it, and does not do it.
+    /// `discard_passdown_origin`: discards of the snapshot go to the origin's device.
     pub discard_passdown: bool,
 }
 

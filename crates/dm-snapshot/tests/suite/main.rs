@@ -9,5 +9,7 @@ mod kernel;
 mod merge;
 mod model;
 mod order;
+mod passdown;
 mod room;
+mod seal;
 mod threads;
