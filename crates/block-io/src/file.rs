@@ -93,6 +93,11 @@ impl HostFile {
         self.cache
     }
 
+    /// Whether it is a regular file, which can grow, as opposed to a block device.
+    pub fn is_regular(&self) -> bool {
+        self.regular
+    }
+
     /// What offset, length and, for queues, memory address of requests are multiples of: 1 when
     /// cached, the logical block size when direct.
     pub fn alignment(&self) -> ByteCount {

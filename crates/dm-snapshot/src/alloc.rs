@@ -8,7 +8,6 @@ use std::collections::{HashMap, VecDeque};
 
 use block_types::ByteCount;
 
-use crate::table::Table;
 use crate::{ChunkSize, Exception, OriginChunk, StoreChunk};
 
 /// What is taken of a store.
@@ -16,6 +15,8 @@ pub(crate) struct Ledger {
     chunk: ChunkSize,
     /// Whether the store has a header and areas.
     persistent: bool,
+    /// Whether an area is kept for entries without data, so that a full store can be relieved.
+    spare: bool,
     next_free: u64,
     /// Exceptions in the list on disk.
     listed: u64,
@@ -54,6 +55,7 @@ impl Ledger {
         let mut ledger = Self {
             chunk,
             persistent,
+            spare: false,
             next_free,
             listed,
             first: 0,
@@ -65,18 +67,28 @@ impl Ledger {
         ledger
     }
 
+    /// Keeps an area for entries without data.
+    pub(crate) fn sparing(self) -> Self {
+        Self { spare: true, ..self }
+    }
+
     fn skip_metadata(&mut self) {
         while self.persistent && self.chunk.is_metadata(StoreChunk::new(self.next_free)) {
             self.next_free += 1;
         }
     }
 
-    /// Claims a chunk of the origin that `table` may have, in a store of size `room`.
-    pub(crate) fn claim(&mut self, old: OriginChunk, table: &Table, room: ByteCount) -> Claim {
+    /// Claims what is listed as `old`, if it is not `there`, in a store of size `room`.
+    pub(crate) fn claim(
+        &mut self,
+        old: OriginChunk,
+        there: impl FnOnce() -> bool,
+        room: ByteCount,
+    ) -> Claim {
         if let Some(&number) = self.claimed.get(&old) {
             return Claim::Pending(number + 1);
         }
-        if table.get(old).is_some() {
+        if there() {
             return Claim::There;
         }
         if !self.has_room(room) {
@@ -93,14 +105,27 @@ impl Ledger {
     /// Whether a store of this size has the next chunk, and the area that has to follow if the
     /// exception fills its own. (The kernel does not look for the latter, and its snapshot becomes
     /// invalid there.)
-    fn has_room(&self, size: ByteCount) -> bool {
+    pub(crate) fn has_room(&self, size: ByteCount) -> bool {
         let chunks = size.get() / self.chunk.bytes().get();
         if !self.persistent {
             return self.next_free < chunks;
         }
         let place = self.listed + self.queue.len() as u64;
+        let area = (place + 1) / self.chunk.per_area() + u64::from(self.spare);
+        self.next_free < chunks && self.chunk.area(area).get() < chunks
+    }
+
+    /// Whether a store of this size has the area that has to follow if one more entry, which has no
+    /// data, fills its own.
+    pub(crate) fn has_room_for_entry(&self, size: ByteCount) -> bool {
+        let place = self.listed + self.queue.len() as u64;
         let next_area = self.chunk.area((place + 1) / self.chunk.per_area()).get();
-        self.next_free < chunks && next_area < chunks
+        next_area < size.get() / self.chunk.bytes().get()
+    }
+
+    /// An entry without data is on the list.
+    pub(crate) fn note_mark(&mut self) {
+        self.listed += 1;
     }
 
     /// The data of these exceptions is written.
@@ -172,7 +197,6 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::{Claim, Ledger};
-    use crate::table::Table;
     use crate::{ChunkSize, OriginChunk};
     use block_types::ByteCount;
 
@@ -184,7 +208,7 @@ mod tests {
 
     fn take(ledger: &mut Ledger, old: u64, chunks: u64) -> Option<u64> {
         let room = ByteCount::new(chunks * 512);
-        match ledger.claim(OriginChunk::new(old), &Table::default(), room) {
+        match ledger.claim(OriginChunk::new(old), || false, room) {
             Claim::Ours(exception) => Some(exception.new.get()),
             Claim::Full => None,
             Claim::Pending(_) | Claim::There => panic!("{old} was not claimed before"),
@@ -226,7 +250,7 @@ mod tests {
     fn exceptions_wait_for_those_before_them() {
         let mut ledger = ledger(true);
         let room = ByteCount::new(1 << 20);
-        let mut claim = |old| match ledger.claim(OriginChunk::new(old), &Table::default(), room) {
+        let mut claim = |old| match ledger.claim(OriginChunk::new(old), || false, room) {
             Claim::Ours(exception) => exception,
             _ => panic!("{old} is free"),
         };

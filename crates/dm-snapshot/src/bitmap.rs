@@ -29,6 +29,12 @@ impl Bitmap {
         word.fetch_or(1 << (number % 64), Ordering::SeqCst);
     }
 
+    /// Takes all numbers out, while nobody asks for any.
+    pub(crate) fn clear(&self) {
+        let words = self.pages.iter().filter_map(OnceLock::get).flat_map(|page| page.iter());
+        words.for_each(|word| word.store(0, Ordering::SeqCst));
+    }
+
     /// Whether `number` is in the set.
     pub(crate) fn contains(&self, number: u64) -> bool {
         let page = self.pages.get((number / PAGE) as usize).and_then(OnceLock::get);
@@ -61,5 +67,7 @@ mod tests {
         assert!(set.contains_all(5..5), "of nothing everything is there");
         set.insert(100 * PAGE);
         assert!(!set.contains(100 * PAGE), "beyond the end there is nothing");
+        set.clear();
+        assert!(!set.contains(0) && !set.contains(PAGE));
     }
 }

@@ -1,11 +1,11 @@
 //! The buffer of mode deferred: writes that were answered and are not on the origin yet.
 //!
 //! It holds pages, of which those sectors count that were written. New writes go to the active
-//! batch; a batch that is being drained is still read, and changed no more. Memory is taken
+//! batch; batches that are being drained are still read, and changed no more. Memory is taken
 //! beforehand and used again, so that a host which writes back through the device need not find
 //! more in order to get on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +20,7 @@ const FILTER: usize = 1 << 16;
 /// Writes that wait for their copies.
 pub(crate) struct Buffer {
     state: Mutex<State>,
-    /// Pages, of both batches together.
+    /// Pages, of all batches together.
     limit: usize,
     filter: Filter,
 }
@@ -28,7 +28,8 @@ pub(crate) struct Buffer {
 #[derive(Default)]
 struct State {
     active: HashMap<u64, Page>,
-    draining: Option<Arc<Batch>>,
+    /// The oldest first.
+    draining: VecDeque<Arc<Batch>>,
     spare: Vec<Box<[u8; PAGE as usize]>>,
 }
 
@@ -89,7 +90,8 @@ impl Buffer {
             }
             done += now.len();
         }
-        (done, state.active.len() * 2 >= self.limit)
+        // One batch fills while one is copied and one is written.
+        (done, state.active.len() * 4 >= self.limit)
     }
 
     /// Whether a page could be taken.
@@ -130,24 +132,23 @@ impl Buffer {
         }
     }
 
-    /// Makes the active pages the batch to drain; `None` if there are none. Nobody else drains.
+    /// Makes the active pages the next batch to drain; `None` if there are none.
     pub(crate) fn begin(&self) -> Option<Arc<Batch>> {
         let mut state = self.state.lock();
-        debug_assert!(state.draining.is_none(), "one batch is drained at a time");
         if state.active.is_empty() {
             return None;
         }
         let mut pages: Vec<_> = state.active.drain().collect();
         pages.sort_unstable_by_key(|(number, _)| *number);
         let batch = Arc::new(Batch { pages });
-        state.draining = Some(Arc::clone(&batch));
+        state.draining.push_back(Arc::clone(&batch));
         Some(batch)
     }
 
-    /// The batch is on the origin. Whoever drained it has let go of it.
+    /// The oldest batch is on the origin. Whoever drained it has let go of it.
     pub(crate) fn finish(&self) {
         let mut state = self.state.lock();
-        let Some(batch) = state.draining.take() else { return };
+        let Some(batch) = state.draining.pop_front() else { return };
         for (number, _) in &batch.pages {
             self.filter.remove(*number);
         }
@@ -158,18 +159,23 @@ impl Buffer {
 }
 
 impl State {
-    /// Pages of both batches.
+    /// Pages of all batches.
     fn pages(&self) -> usize {
-        self.active.len() + self.draining.as_ref().map_or(0, |batch| batch.pages.len())
+        self.active.len() + self.draining.iter().map(|batch| batch.pages.len()).sum::<usize>()
     }
 
     /// The newest page that has this sector of page `number`.
     fn find(&self, number: u64, sector: u8) -> Option<&Page> {
         let has = |page: &&Page| page.sectors & sector == sector;
+        let in_batch = |batch: &'_ Arc<Batch>| {
+            let place = batch.pages.binary_search_by_key(&number, |(number, _)| *number);
+            place.ok()
+        };
         self.active.get(&number).filter(has).or_else(|| {
-            let pages = &self.draining.as_ref()?.pages;
-            let place = pages.binary_search_by_key(&number, |(number, _)| *number).ok()?;
-            Some(&pages[place].1).filter(has)
+            self.draining.iter().rev().find_map(|batch| {
+                let place = in_batch(batch)?;
+                Some(&batch.pages[place].1).filter(has)
+            })
         })
     }
 }
@@ -245,13 +251,31 @@ mod tests {
     }
 
     #[test]
+    fn of_batches_under_way_the_later_counts() {
+        let buffer = Buffer::new(ByteCount::new(8 * PAGE));
+        for value in 1..=3 {
+            buffer.insert(at(0), &[value; PAGE as usize]);
+            buffer.begin().expect("a batch");
+        }
+        buffer.insert(at(512), &[4; 512]);
+        let first = |buffer: &Buffer| read(buffer, 0, 1024).0[0];
+        assert_eq!((first(&buffer), read(&buffer, 512, 512).0[0]), (3, 4));
+        buffer.finish();
+        assert_eq!(first(&buffer), 3);
+        buffer.finish();
+        assert_eq!(first(&buffer), 3, "the oldest goes first");
+        buffer.finish();
+        assert_eq!(first(&buffer), 0xff, "it is on the device");
+    }
+
+    #[test]
     fn it_is_bounded_and_its_memory_is_used_again() {
         let buffer = Buffer::new(ByteCount::new(2 * PAGE));
         assert_eq!(buffer.insert(at(0), &[1; 4 * PAGE as usize]), (2 * PAGE as usize, true));
         assert_eq!(buffer.insert(at(0), &[2; PAGE as usize]).0, PAGE as usize, "it is there");
         assert!(!buffer.has_room());
         drop(buffer.begin());
-        assert_eq!(buffer.insert(at(0), &[3; PAGE as usize]).0, 0, "both batches count");
+        assert_eq!(buffer.insert(at(0), &[3; PAGE as usize]).0, 0, "all batches count");
         buffer.finish();
         assert_eq!(buffer.state.lock().spare.len(), 2);
         assert!(!buffer.touches(super::ByteRange::new(at(0), ByteCount::new(1 << 20))));

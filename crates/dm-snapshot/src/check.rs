@@ -7,7 +7,7 @@ use block_types::{ByteCount, Result};
 
 use crate::header::Header;
 use crate::store::List;
-use crate::{ChunkSize, Exception};
+use crate::{ChunkSize, Exception, views};
 
 /// What a check of a store found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,13 +47,30 @@ pub fn check(device: &Arc<dyn BlockDevice>, origin: Option<ByteCount>) -> Result
     }
     let list = List::read(&**device, header.chunk)?;
     report.exceptions = list.exceptions.len() as u64;
-    report.errors = problems(&list.exceptions, header.chunk, device.size(), origin);
-    report.hints = hints(&list, header.chunk);
+    report.errors = header.problems(&list.exceptions, device.size(), origin);
+    if !header.shared {
+        report.hints = hints(&list, header.chunk);
+    }
     Ok(report)
 }
 
+impl Header {
+    /// The rules that the entries of the store break, one line each.
+    pub(crate) fn problems(
+        &self,
+        entries: &[Exception],
+        store: ByteCount,
+        origin: Option<ByteCount>,
+    ) -> Vec<String> {
+        match self.shared {
+            true => views::problems(entries, self.chunk, store, origin),
+            false => problems(entries, self.chunk, store, origin),
+        }
+    }
+}
+
 /// The rules that these exceptions break, one line each. The kernel takes all of it.
-pub(crate) fn problems(
+fn problems(
     exceptions: &[Exception],
     chunk: ChunkSize,
     store: ByteCount,

@@ -21,16 +21,19 @@
 use block_io::{AlignedBuf, BlockDevice};
 use block_types::Result;
 
+use crate::alloc::Ledger;
 use crate::core::{Core, Keeping};
 use crate::header::{Header, io_unit};
+use crate::key::Key;
 use crate::layout::ExceptionLayout;
 use crate::store::Tail;
+use crate::views::Views;
 use crate::{ChunkSize, Exception, SnapshotState};
 
 /// Makes a new store valid; its empty first area was written before.
-pub(crate) fn first_header(device: &dyn BlockDevice, chunk: ChunkSize) -> Result<()> {
+pub(crate) fn first_header(device: &dyn BlockDevice, chunk: ChunkSize, shared: bool) -> Result<()> {
     device.flush()?;
-    Header { valid: true, in_use: false, chunk, label: None }.write(device)?;
+    Header { valid: true, in_use: false, chunk, shared, label: None }.write(device)?;
     device.flush()
 }
 
@@ -93,6 +96,59 @@ pub(crate) fn take_off(core: &Core, tail: &mut Tail, count: u64) -> Result<()> {
     core.device.flush()
 }
 
+/// Puts an entry without data on the list of a shared store, durably. Nobody writes meanwhile,
+/// neither to the origin nor to a snapshot, so nothing else is on its way.
+pub(crate) fn append_mark(core: &Core, key: Key) -> Result<()> {
+    let Some(tail) = &core.tail else { return Ok(()) };
+    let end = core.ledger.lock().end();
+    core.commit_through(end);
+    core.check_readable()?;
+    let has_room = || {
+        let (ledger, size) = (core.ledger.lock(), core.device.size());
+        // What relieves a full store may use the area that is kept for it.
+        match key {
+            Key::Drop(_) => ledger.has_room_for_entry(size),
+            _ => ledger.has_room(size),
+        }
+    };
+    while !has_room() {
+        if !core.grow_by_policy(true) {
+            return Err(core.full());
+        }
+    }
+    let mut tail = tail.lock();
+    if let Err(error) = core.append_durably(&mut tail, &[key.entry()]) {
+        drop(tail);
+        core.invalidate(&format!("an entry cannot be written: {error}"));
+        return Err(error);
+    }
+    core.ledger.lock().note_mark();
+    Ok(())
+}
+
+/// Empties the list of a shared store that has no snapshot any more; its chunks are used again.
+/// Nobody writes meanwhile. The list ends at its first slot, so one write of it is the end of all.
+pub(crate) fn empty(core: &Core) -> Result<()> {
+    let Some(tail) = &core.tail else { return Ok(()) };
+    let mut tail = tail.lock();
+    if tail.area == 0 && tail.used == 0 {
+        return Ok(());
+    }
+    // Whoever still reads or writes what was dropped.
+    core.reads.drain();
+    core.zero_area(0)?;
+    core.device.flush()?;
+    tail.clear();
+    *core.ledger.lock() = Ledger::new(core.chunk, true, 0, 0).sparing();
+    *core.views.write() = Views::default();
+    drop(core.table.take_all());
+    core.sealed.clear();
+    if core.health.get() == SnapshotState::Overflow {
+        core.health.set(SnapshotState::Active);
+    }
+    Ok(())
+}
+
 /// Makes what was written to the snapshot itself durable, its new chunks included.
 pub(crate) fn flush_snapshot(core: &Core) -> Result<()> {
     let end = core.ledger.lock().end();
@@ -116,7 +172,8 @@ const SLOT: u64 = size_of::<ExceptionLayout>() as u64;
 impl Core {
     /// The header of the store in that state.
     fn header(&self, valid: bool, in_use: bool) -> Header {
-        Header { valid, in_use, chunk: self.chunk, label: self.label.clone() }
+        let label = self.label.clone();
+        Header { valid, in_use, chunk: self.chunk, shared: self.is_shared, label }
     }
 
     /// Returns once the exceptions below `number` are listed, or the snapshot is lost.
@@ -180,7 +237,10 @@ impl Core {
     /// Waits for those who read these chunks from the origin, and lets it be written.
     pub(crate) fn seal(&self, exceptions: &[Exception]) {
         self.reads.drain();
-        exceptions.iter().for_each(|exception| self.sealed.insert(exception.old.get()));
+        exceptions
+            .iter()
+            .filter(|exception| self.is_past(**exception))
+            .for_each(|exception| self.sealed.insert(exception.old.get()));
     }
 
     fn append_durably(&self, tail: &mut Tail, exceptions: &[Exception]) -> Result<()> {

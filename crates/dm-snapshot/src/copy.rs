@@ -1,14 +1,17 @@
 //! Copying chunks of the origin to the store, and claiming them for it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block_io::{AlignedBuf, Intent};
 use block_types::{ByteCount, Error, ErrorKind, Result};
 
 use crate::alloc::Claim;
 use crate::core::{Core, Keeping};
+use crate::key::Key;
 use crate::options::OnFull;
 use crate::scatter::{Part, transfer};
+use crate::views::View;
 use crate::workers::{PIECE, for_each, with_scratch};
 use crate::{Exception, OriginChunk, SnapshotState, StoreChunk};
 
@@ -31,7 +34,7 @@ impl Core {
     /// Sees to it that the origin may overwrite these chunks: they are in the store as the mode has
     /// it, or the snapshot is lost. The caller pays the debt once it has written to the origin.
     pub(crate) fn protect(self: &Arc<Self>, chunks: &[u64]) -> Option<Debt> {
-        if chunks.is_empty() || !self.health.keeps() {
+        if chunks.is_empty() || !self.health.keeps() || self.idle.load(Ordering::SeqCst) {
             return None;
         }
         let Some(claims) = self.claim_all(chunks) else {
@@ -58,7 +61,7 @@ impl Core {
             let size = self.device.size();
             let mut ledger = self.ledger.lock();
             while let Some(&chunk) = rest.peek() {
-                match ledger.claim(chunk, &self.table, size) {
+                match ledger.claim(chunk, || self.table.get(chunk).is_some(), size) {
                     Claim::Ours(exception) => claims.ours.push(exception),
                     Claim::Pending(number) => claims.through = claims.through.max(number),
                     Claim::There => {}
@@ -85,9 +88,28 @@ impl Core {
         if exceptions.is_empty() {
             return;
         }
-        self.table.insert(exceptions);
+        if self.is_shared {
+            self.publish_shared(exceptions);
+        } else {
+            self.table.insert(exceptions);
+        }
         self.ledger.lock().written(exceptions);
         self.changed.notify_all();
+    }
+
+    /// Takes them into the tables of those whose they are.
+    fn publish_shared(&self, exceptions: &[Exception]) {
+        let views = self.views.read();
+        for exception in exceptions {
+            match Key::of(exception.old) {
+                Some(Key::Own(id, old)) => {
+                    if let Some(view) = views.get(id) {
+                        view.own.insert(&[Exception { old, new: exception.new }]);
+                    }
+                }
+                _ => self.table.insert(&[*exception]),
+            }
+        }
     }
 
     /// Copies claimed chunks from the origin to the store.
@@ -182,8 +204,12 @@ impl Core {
         self.keeping() == Keeping::Async
     }
 
-    /// Where a chunk's data lies in the store, if it is nowhere else any more.
-    pub(crate) fn settled(&self, chunk: OriginChunk) -> Option<StoreChunk> {
+    /// Where a snapshot's data of a chunk lies in the store, if it is nowhere else any more: what
+    /// may be written there is its own.
+    pub(crate) fn settled(&self, chunk: OriginChunk, view: Option<&View>) -> Option<StoreChunk> {
+        if let Some(view) = view {
+            return view.own.get(chunk);
+        }
         if self.captured(chunk).is_some() {
             return None;
         }
@@ -191,9 +217,9 @@ impl Core {
     }
 
     /// Waits until the data of a claimed chunk is written, or the snapshot is lost.
-    pub(crate) fn wait_for_data(&self, chunk: OriginChunk) {
+    pub(crate) fn wait_for_data(&self, chunk: OriginChunk, view: Option<&View>) {
         let mut ledger = self.ledger.lock();
-        while self.health.keeps() && self.settled(chunk).is_none() {
+        while self.health.keeps() && self.settled(chunk, view).is_none() {
             self.changed.wait(&mut ledger);
         }
     }
@@ -202,10 +228,15 @@ impl Core {
     ///
     /// # Errors
     /// `OutOfSpace`; the snapshot is then in the state that its options ask for.
-    pub(crate) fn claim_own(&self, chunk: OriginChunk) -> Result<Claim> {
+    pub(crate) fn claim_own(&self, chunk: OriginChunk, view: Option<&View>) -> Result<Claim> {
+        let listed = view.map_or(chunk, |view| Key::Own(view.id, chunk).packed());
+        let there = || match view {
+            Some(view) => view.own.get(chunk).is_some(),
+            None => self.table.get(chunk).is_some(),
+        };
         loop {
             let size = self.device.size();
-            let claim = self.ledger.lock().claim(chunk, &self.table, size);
+            let claim = self.ledger.lock().claim(listed, there, size);
             match claim {
                 Claim::Pending(_) | Claim::There => return Ok(claim),
                 Claim::Ours(_) => {

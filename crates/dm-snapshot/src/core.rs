@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use block_io::{AlignedBuf, BlockDevice, LeaseSet};
 use block_types::{ByteCount, Error, ErrorKind, Result};
@@ -9,16 +10,20 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::alloc::Ledger;
 use crate::bitmap::Bitmap;
+use crate::key::Key;
 use crate::options::{OnFull, SnapshotOptions};
 use crate::status::Health;
 use crate::store::{StoreKind, Tail, check_chunk};
 use crate::table::Table;
-use crate::{ChunkSize, GrowPolicy, Label, Mode, OriginChunk, SnapshotState, Store, check, commit};
+use crate::views::Views;
+use crate::{
+    ChunkSize, Exception, GrowPolicy, Label, Mode, OriginChunk, SnapshotState, Store, commit,
+};
 
 /// A snapshot that is attached to its origin.
 ///
-/// Locks are taken in this order: `writing`, `health.marking`, `tail`, `ledger`, `captured`.
-/// Neither of the last two is held over I/O.
+/// Locks are taken in this order: `writing`, `health.marking`, `views`, `tail`, `ledger`,
+/// `captured`. Neither of the last two is held over I/O.
 pub(crate) struct Core {
     pub(crate) name: String,
     /// The device under the origin.
@@ -37,10 +42,17 @@ pub(crate) struct Core {
     pub(crate) read_only: bool,
     pub(crate) grow: Option<Arc<dyn GrowPolicy>>,
     pub(crate) growing: Mutex<()>,
+    /// How often the policy is not asked, since the store did not grow when it was asked last.
+    pub(crate) grow_pause: AtomicU32,
     /// Threads that copy a large batch.
     pub(crate) workers: usize,
-    /// Where chunks are read that are in the store.
+    /// Where chunks are read that are in the store; in a shared one, those copied since its newest
+    /// snapshot was taken.
     pub(crate) table: Table,
+    /// Whether several snapshots share the store, which they are, and whether there is none.
+    pub(crate) is_shared: bool,
+    pub(crate) views: RwLock<Views>,
+    pub(crate) idle: AtomicBool,
     /// Chunks that the origin may overwrite: their exceptions are durable, as far as the mode has
     /// it, and nobody reads them from the origin any more.
     pub(crate) sealed: Bitmap,
@@ -81,8 +93,10 @@ impl Core {
     ) -> Result<Self> {
         let size = options.size.unwrap_or_else(|| base.size());
         check_fits(&base, &store, size)?;
+        let store_is_shared = store.is_shared();
         let Store { device, chunk, kind } = store;
         let (mut state, mut reason) = (SnapshotState::Active, None);
+        let is_shared = store_is_shared;
         let (mut exceptions, mut label) = (Vec::new(), None);
         let tail = match kind {
             StoreKind::Transient => None,
@@ -99,12 +113,15 @@ impl Core {
         let persistent = tail.is_some();
         let first_free = u64::from(persistent);
         let next_free = exceptions.iter().map(|one| one.new.get() + 1).max();
-        let ledger = Ledger::new(
+        let mut ledger = Ledger::new(
             chunk,
             persistent,
             next_free.unwrap_or(first_free).max(first_free),
             exceptions.len() as u64,
         );
+        if is_shared {
+            ledger = ledger.sparing();
+        }
         let core = Self {
             name,
             base,
@@ -119,8 +136,12 @@ impl Core {
             read_only: options.read_only,
             grow: options.grow,
             growing: Mutex::new(()),
+            grow_pause: AtomicU32::new(0),
             workers,
             table: Table::default(),
+            is_shared,
+            views: RwLock::new(Views::default()),
+            idle: AtomicBool::new(false),
             sealed: Bitmap::new(chunk.count(size)),
             writing: RwLock::new(()),
             reads: LeaseSet::new(),
@@ -130,12 +151,31 @@ impl Core {
             tail,
             health: Health::new(state, reason),
         };
-        core.table.insert(&exceptions);
-        exceptions.iter().for_each(|one| core.sealed.insert(one.old.get()));
+        let core = core.load(&exceptions);
         if state == SnapshotState::Active && !core.is_still() {
             commit::begin_use(&core)?;
         }
         Ok(core)
+    }
+
+    /// Fills the tables from the list.
+    fn load(mut self, exceptions: &[Exception]) -> Self {
+        if !self.is_shared {
+            self.table.insert(exceptions);
+            exceptions.iter().for_each(|one| self.sealed.insert(one.old.get()));
+            return self;
+        }
+        let (views, table) = Views::replay(exceptions);
+        views.kept(&table).into_iter().for_each(|chunk| self.sealed.insert(chunk));
+        self.idle = AtomicBool::new(views.live().next().is_none());
+        (self.table, self.views) = (table, RwLock::new(views));
+        self
+    }
+
+    /// Whether an exception is of the origin's past, not of what was written to a snapshot that
+    /// shares the store.
+    pub(crate) fn is_past(&self, exception: Exception) -> bool {
+        !self.is_shared || matches!(Key::of(exception.old), Some(Key::Copy(_)))
     }
 
     /// Whether neither the origin nor the snapshot is written, and so nothing of the store either.
@@ -164,7 +204,9 @@ impl Core {
 
     /// Whether the origin may overwrite `range` as far as this snapshot is concerned.
     pub(crate) fn permits(&self, range: block_types::ByteRange) -> bool {
-        !self.health.keeps() || self.sealed.contains_all(self.touched(range))
+        !self.health.keeps()
+            || self.idle.load(Ordering::SeqCst)
+            || self.sealed.contains_all(self.touched(range))
     }
 
     /// Gives the snapshot up: its past cannot be kept. Returns when that is durable, so that the
@@ -262,11 +304,14 @@ fn check_fits(base: &Arc<dyn BlockDevice>, store: &Store, size: ByteCount) -> Re
     if Arc::ptr_eq(base, &store.device) {
         return invalid("cannot be its own store".to_owned());
     }
+    if store.is_shared() && store.chunk.count(size) > Key::LIMIT {
+        return invalid(format!("has more than {} chunks", Key::LIMIT));
+    }
     check_chunk(&**base, store.chunk)?;
     check_chunk(&*store.device, store.chunk)?;
     if let StoreKind::Persistent(loaded) = &store.kind {
         let exceptions = &loaded.list.exceptions;
-        let problems = check::problems(exceptions, store.chunk, store.device.size(), Some(size));
+        let problems = loaded.header.problems(exceptions, store.device.size(), Some(size));
         if let Some(problem) = problems.first() {
             return Err(Error::new(ErrorKind::Corrupt, store.device.name(), problem.clone())
                 .advise("is it the store of another origin? It was not written to"));

@@ -19,8 +19,23 @@ impl Store {
     /// [`ErrorKind::Exists`] where there is a store; [`ErrorKind::Invalid`] where the device is too
     /// small or the chunk does not fit its alignment.
     pub fn create(device: Arc<dyn BlockDevice>, chunk: ChunkSize) -> Result<Self> {
-        let absent = Header::read(&*device).is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        if !absent && device.size() >= io_unit(&*device) {
+        Self::check_free(&device)?;
+        Self::recreate(device, chunk)
+    }
+
+    /// Makes an empty store that several snapshots are to share.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_shared(device: Arc<dyn BlockDevice>, chunk: ChunkSize) -> Result<Self> {
+        Self::check_free(&device)?;
+        Self::recreate_shared(device, chunk)
+    }
+
+    fn check_free(device: &Arc<dyn BlockDevice>) -> Result<()> {
+        let absent =
+            Header::read(&**device).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        if !absent && device.size() >= io_unit(&**device) {
             return Err(Error::new(
                 ErrorKind::Exists,
                 device.name(),
@@ -28,7 +43,7 @@ impl Store {
             )
             .advise("make the store anew on purpose, if nobody needs what is there"));
         }
-        Self::recreate(device, chunk)
+        Ok(())
     }
 
     /// Makes an empty persistent store on `device`, whatever it holds.
@@ -37,6 +52,19 @@ impl Store {
     /// [`ErrorKind::Invalid`] where the device is too small or the chunk does not fit its
     /// alignment.
     pub fn recreate(device: Arc<dyn BlockDevice>, chunk: ChunkSize) -> Result<Self> {
+        Self::make(device, chunk, false)
+    }
+
+    /// Makes an empty store that several snapshots are to share, whatever the device holds. Linux
+    /// refuses it.
+    ///
+    /// # Errors
+    /// As [`recreate`](Self::recreate).
+    pub fn recreate_shared(device: Arc<dyn BlockDevice>, chunk: ChunkSize) -> Result<Self> {
+        Self::make(device, chunk, true)
+    }
+
+    fn make(device: Arc<dyn BlockDevice>, chunk: ChunkSize, shared: bool) -> Result<Self> {
         check_chunk(&*device, chunk)?;
         let chunks = device.size().get() / chunk.bytes().get();
         if chunks < FEWEST {
@@ -47,7 +75,7 @@ impl Store {
         let zeros = AlignedBuf::zeroed(chunk.bytes().as_usize());
         device.write_at(&zeros, ByteOffset::ZERO)?;
         device.write_at(&zeros, chunk.store_start(chunk.area(0)))?;
-        commit::first_header(&*device, chunk)?;
+        commit::first_header(&*device, chunk, shared)?;
         Self::open(device)
     }
 

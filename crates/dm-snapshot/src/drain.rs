@@ -1,6 +1,11 @@
 //! Draining the buffer of mode deferred: copies, exceptions, and then the origin.
+//!
+//! A batch goes through two gates, one after the other and none overtaking: copies and exceptions
+//! are made in the first, the origin is written in the second. So the copies of one batch are made
+//! while the one before is written: what it writes to has its exceptions already, and is not read.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use block_io::{AlignedBuf, Intent};
@@ -18,23 +23,34 @@ const INTERVAL: Duration = Duration::from_secs(1);
 impl Shared {
     /// Brings everything that was buffered before the call to the origin, which is not flushed.
     pub(crate) fn drain(&self) -> Result<()> {
-        let _alone = self.draining.lock();
-        self.drain_batch()
+        self.drain_batch(|| true)
     }
 
     /// Drains, unless somebody has made room meanwhile.
     pub(crate) fn drain_for_room(&self) -> Result<()> {
-        let _alone = self.draining.lock();
-        if self.buffer.has_room() { Ok(()) } else { self.drain_batch() }
+        self.drain_batch(|| !self.buffer.has_room())
     }
 
-    fn drain_batch(&self) -> Result<()> {
+    /// Drains what is there, if that is still wanted once it can be begun, and waits for the
+    /// batches before it.
+    fn drain_batch(&self, wanted: impl FnOnce() -> bool) -> Result<()> {
+        let copying = self.draining.copying.lock();
         self.check_running()?;
-        let Some(batch) = self.buffer.begin() else { return Ok(()) };
+        if !wanted() {
+            return Ok(());
+        }
+        let Some(batch) = self.buffer.begin() else {
+            // One may be on its way.
+            drop(self.draining.writing.lock());
+            return self.check_running();
+        };
         let ranges = batch.pages.iter().map(|(number, page)| page_range(*number, page));
         let debts = self.protect(&self.members(), &ranges.collect::<Vec<_>>());
         // From here on every snapshot has its past durably, or has lost it durably.
-        let written = self.write_batch(&batch);
+        let _writing = self.draining.writing.lock();
+        drop(copying);
+        // The batch before may have failed: nothing overtakes it.
+        let written = self.check_running().and_then(|()| self.write_batch(&batch));
         debts.into_iter().for_each(Debt::pay);
         drop(batch);
         if let Err(error) = written {
@@ -102,14 +118,17 @@ fn sector_runs(sectors: u8) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Starts the thread that drains what waits.
-pub(crate) fn start_background(shared: &Arc<Shared>) -> Result<std::thread::JoinHandle<()>> {
-    let name = shared.base.name().to_owned();
-    let shared = Arc::clone(shared);
-    std::thread::Builder::new()
-        .name("firn-drain".into())
-        .spawn(move || background(&shared))
-        .map_err(|error| Error::io(name, "cannot start the thread that drains the buffer", error))
+/// Starts the threads that drain what waits: one copies while the other writes.
+pub(crate) fn start_background(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>> {
+    let start = |_| {
+        let name = shared.base.name().to_owned();
+        let shared = Arc::clone(shared);
+        std::thread::Builder::new()
+            .name("firn-drain".into())
+            .spawn(move || background(&shared))
+            .map_err(|error| Error::io(name, "cannot start a thread that drains", error))
+    };
+    (0..2).map(start).collect()
 }
 
 fn background(shared: &Shared) {

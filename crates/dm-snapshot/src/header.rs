@@ -4,7 +4,7 @@ use block_io::{AlignedBuf, BlockDevice};
 use block_types::{ByteCount, ByteOffset, Error, ErrorKind, Result, SECTOR};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::layout::{HeaderLayout, IN_USE, MAGIC, VERSION};
+use crate::layout::{HeaderLayout, IN_USE, MAGIC, VERSION, VERSION_SHARED};
 use crate::{ChunkSize, Label};
 
 /// What a header says, once it was checked.
@@ -14,6 +14,8 @@ pub(crate) struct Header {
     /// Whether a snapshot of mode async was using the store and has not closed it.
     pub(crate) in_use: bool,
     pub(crate) chunk: ChunkSize,
+    /// Whether several snapshots share the store.
+    pub(crate) shared: bool,
     /// Whose past the store holds, as whoever made it has noted.
     pub(crate) label: Option<Label>,
 }
@@ -55,9 +57,10 @@ impl Header {
                 return Err(corrupt(name, problem));
             }
         }
-        if layout.version.get() != VERSION {
-            let version = layout.version.get();
-            let problem = format!("has version {version}, only {VERSION} is known");
+        let version = layout.version.get();
+        if version != VERSION && version != VERSION_SHARED {
+            let problem =
+                format!("has version {version}, only {VERSION} and {VERSION_SHARED} are known");
             return Err(Error::new(ErrorKind::Unsupported, name, problem)
                 .advise("open it with the software that made it"));
         }
@@ -68,6 +71,7 @@ impl Header {
             valid: layout.valid.get() != 0,
             in_use: layout.in_use.get() == IN_USE,
             chunk,
+            shared: version == VERSION_SHARED,
             label: Label::parse(bytes),
         })
     }
@@ -79,7 +83,7 @@ impl Header {
         let layout = HeaderLayout {
             magic: MAGIC.into(),
             valid: u32::from(self.valid).into(),
-            version: VERSION.into(),
+            version: if self.shared { VERSION_SHARED } else { VERSION }.into(),
             chunk_sectors: sectors.into(),
             in_use: if self.in_use { IN_USE } else { 0 }.into(),
         };
@@ -121,7 +125,10 @@ mod tests {
     fn is_the_kernels_to_the_byte() {
         let header = Header::parse("store", &sector(&KERNEL)).expect("parsed");
         let chunk = ChunkSize::new(ByteCount::new(4096)).expect("a chunk size");
-        assert_eq!(header, Header { valid: true, in_use: false, chunk, label: None });
+        assert_eq!(
+            header,
+            Header { valid: true, in_use: false, chunk, shared: false, label: None }
+        );
         let device = MemoryDevice::new("store", ByteCount::new(512));
         header.write(&device).expect("written");
         assert_eq!(device.to_bytes(), sector(&KERNEL));
@@ -135,7 +142,7 @@ mod tests {
             Header::parse("store", &bytes).expect_err("refused").kind()
         };
         assert_eq!(with(0, 0), ErrorKind::Corrupt);
-        assert_eq!(with(8, 2), ErrorKind::Unsupported);
+        assert_eq!(with(8, 3), ErrorKind::Unsupported);
         assert_eq!(with(12, 9), ErrorKind::Corrupt);
         assert_eq!(with(12, 0), ErrorKind::Corrupt);
         let zero = Header::parse("store", &[0; 512]).expect_err("refused");

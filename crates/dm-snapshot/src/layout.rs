@@ -14,8 +14,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// `magic` of every store: the bytes `SnAp`.
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"SnAp");
-/// The only version there is.
+/// The kernel's version, of a store that one snapshot has.
 pub(crate) const VERSION: u32 = 1;
+/// The version of a store that several snapshots share, whose entries are those of `key`. The
+/// kernel refuses it.
+pub(crate) const VERSION_SHARED: u32 = 2;
 /// `in_use` while a snapshot of mode async is attached: the bytes `ASYN`.
 pub(crate) const IN_USE: u32 = u32::from_le_bytes(*b"ASYN");
 
@@ -27,7 +30,7 @@ pub(crate) struct HeaderLayout {
     pub(crate) magic: U32,
     /// 1, or 0 when the store may lack something of the past: it is never read again then.
     pub(crate) valid: U32,
-    /// [`VERSION`].
+    /// [`VERSION`] or [`VERSION_SHARED`].
     pub(crate) version: U32,
     /// Sectors of a chunk, a power of two.
     pub(crate) chunk_sectors: U32,

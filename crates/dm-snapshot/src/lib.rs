@@ -17,6 +17,9 @@
 //!            device below <-- merge --    commit --> the store's device
 //! ```
 //!
+//! Several snapshots may share a store, so that one copy serves all of them: [`SharedStore`], in a
+//! format of Firn's own.
+//!
 //! When a write goes ahead, and what a crash leaves, is the snapshot's [`Mode`]. What holds in all
 //! of them, of `docs/ARCHITECTURE.md`: SNAPSHOT-FIXED, or the snapshot says durably that it is
 //! invalid; FLUSH-HOLDS for what is written through the origin and to snapshots; DATA-FIRST;
@@ -31,9 +34,11 @@ mod commit;
 mod copy;
 mod core;
 mod create;
+mod depot;
 mod drain;
 mod gate;
 mod header;
+mod key;
 mod label;
 mod layout;
 mod merge;
@@ -48,10 +53,13 @@ mod status;
 mod store;
 mod table;
 mod table_line;
+mod views;
 mod workers;
 
 pub use address::{ChunkSize, Exception, OriginChunk, StoreChunk};
 pub use check::{CheckReport, check};
+pub use depot::SharedStore;
+pub use key::ViewId;
 pub use label::Label;
 pub use merge::{Merge, MergeProgress};
 pub use mode::Mode;

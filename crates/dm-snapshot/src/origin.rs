@@ -27,7 +27,7 @@ const ZERO_PIECE: ByteCount = ByteCount::new(8 << 20);
 /// the next [`open`](Origin::open) nobody may write to it.
 pub struct Origin {
     shared: Arc<Shared>,
-    background: Mutex<Option<std::thread::JoinHandle<()>>>,
+    background: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
 impl Origin {
@@ -43,7 +43,7 @@ impl Origin {
         }
         let shared = Arc::new(Shared::new(base, options));
         let background =
-            if options.background { Some(drain::start_background(&shared)?) } else { None };
+            if options.background { drain::start_background(&shared)? } else { Vec::new() };
         Ok(Self { shared, background: Mutex::new(background) })
     }
 
@@ -63,7 +63,22 @@ impl Origin {
         store: Store,
         options: SnapshotOptions,
     ) -> Result<Snapshot> {
-        let (shared, name) = (&self.shared, name.into());
+        if store.is_shared() {
+            let problem = "is a store that several snapshots share";
+            return Err(Error::new(ErrorKind::Unsupported, store.device.name(), problem)
+                .advise("attach it as such, and take a snapshot in it"));
+        }
+        self.attach_core(name.into(), store, options)
+    }
+
+    /// Attaches a store of either kind.
+    pub(crate) fn attach_core(
+        &self,
+        name: String,
+        store: Store,
+        options: SnapshotOptions,
+    ) -> Result<Snapshot> {
+        let shared = &self.shared;
         let _alone = shared.changing.lock();
         shared.check_running()?;
         self.check_unmerged()?;
@@ -83,7 +98,7 @@ impl Origin {
         let mut members = shared.members().to_vec();
         members.push(Arc::clone(&core));
         shared.set_members(members, None);
-        Ok(Snapshot { core, shared: Arc::clone(shared) })
+        Ok(Snapshot { core, shared: Arc::clone(shared), view: None })
     }
 
     /// Gives a snapshot up while the origin is in use: its store is marked invalid, since the past
@@ -92,21 +107,8 @@ impl Origin {
     /// # Errors
     /// What kept the mark from being durable; the snapshot goes on then.
     pub fn drop_snapshot(&self, snapshot: &Snapshot) -> Result<()> {
-        let core = &snapshot.core;
-        let _alone = self.shared.changing.lock();
-        let marking = core.health.marking.lock();
-        if core.health.keeps() {
-            if core.is_persistent() {
-                commit::mark_invalid(core)?;
-            }
-            core.health.begin_dying("it was dropped".to_owned());
-            core.reads.drain();
-        }
-        core.health.set(SnapshotState::Closed);
-        drop(marking);
-        core.notify();
-        self.shared.remove_member(core);
-        Ok(())
+        snapshot.check_alone("dropped with its store")?;
+        self.shared.give_up(&snapshot.core)
     }
 
     /// Begins to merge a snapshot back. From this moment on the origin has the snapshot's content;
@@ -118,6 +120,7 @@ impl Origin {
     /// [`ErrorKind::Stopped`] for a snapshot that is invalid or not this origin's.
     pub fn merge(&self, snapshot: &Snapshot) -> Result<Merge> {
         let (shared, core) = (&self.shared, &snapshot.core);
+        snapshot.check_alone("merged")?;
         let _alone = shared.changing.lock();
         shared.check_running()?;
         self.check_unmerged()?;
@@ -329,7 +332,7 @@ impl Drop for Origin {
         }
         *self.shared.ending.lock() = true;
         self.shared.wake.notify_all();
-        if let Some(background) = self.background.lock().take() {
+        for background in self.background.lock().drain(..) {
             // A panic there was reported by its thread.
             let _ = background.join();
         }

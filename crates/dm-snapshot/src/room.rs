@@ -1,10 +1,14 @@
 //! Room in a store: how much is used, and how it grows while it is in use.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use block_types::{ByteCount, ByteOffset, ByteRange, Result};
 
 use crate::core::Core;
+
+/// How often a policy is not asked after the store did not grow, unless it is full.
+const PAUSE: u32 = 256;
 
 /// How full a store is, as the kernel counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +84,10 @@ impl Core {
     /// room for what it is asked for counts as `full`, whatever its last chunks are kept for.
     pub(crate) fn grow_by_policy(&self, full: bool) -> bool {
         let Some(policy) = &self.grow else { return false };
+        if !full && self.grow_pause.load(Ordering::Relaxed) > 0 {
+            self.grow_pause.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
         let wanted = || {
             let room = self.room();
             policy.wanted(if full { Room { allocated: room.total, ..room } } else { room })
@@ -95,6 +103,7 @@ impl Core {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(snapshot = self.name, "the store does not grow: {error}");
+                self.grow_pause.store(PAUSE, Ordering::Relaxed);
                 false
             }
         }

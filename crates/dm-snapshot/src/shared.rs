@@ -13,7 +13,7 @@ use crate::buffer::{Buffer, PAGE};
 use crate::copy::Debt;
 use crate::core::{Core, Keeping};
 use crate::gate::Gate;
-use crate::{Mode, OriginOptions, commit};
+use crate::{Mode, OriginOptions, SnapshotState, commit};
 
 /// An open origin.
 ///
@@ -28,13 +28,22 @@ pub(crate) struct Shared {
     /// Held by who changes the two above.
     pub(crate) changing: Mutex<()>,
     pub(crate) buffer: Buffer,
-    /// Held by who drains the buffer.
-    pub(crate) draining: Mutex<()>,
+    pub(crate) draining: Draining,
     /// Whether the background thread is to end, and what wakes it.
     pub(crate) ending: Mutex<bool>,
     pub(crate) wake: Condvar,
     stopped: OnceLock<String>,
     pub(crate) workers: usize,
+}
+
+/// Held by who drains the buffer, one after the other; the second is taken before the first is let
+/// go.
+#[derive(Default)]
+pub(crate) struct Draining {
+    /// While copies and exceptions of a batch are made.
+    pub(crate) copying: Mutex<()>,
+    /// While a batch is written to the origin.
+    pub(crate) writing: Mutex<()>,
 }
 
 /// The snapshots of an origin at one moment.
@@ -56,7 +65,7 @@ impl Shared {
             merging: RwLock::new(None),
             changing: Mutex::new(()),
             buffer: Buffer::new(options.buffer),
-            draining: Mutex::new(()),
+            draining: Draining::default(),
             ending: Mutex::new(false),
             wake: Condvar::new(),
             stopped: OnceLock::new(),
@@ -82,6 +91,24 @@ impl Shared {
     pub(crate) fn remove_member(&self, core: &Arc<Core>) {
         let mut members = self.members.write();
         *members = members.iter().filter(|one| !Arc::ptr_eq(one, core)).map(Arc::clone).collect();
+    }
+
+    /// Gives a store up, marked invalid, since the past that it lacks will be overwritten.
+    pub(crate) fn give_up(&self, core: &Arc<Core>) -> Result<()> {
+        let _alone = self.changing.lock();
+        let marking = core.health.marking.lock();
+        if core.health.keeps() {
+            if core.is_persistent() {
+                commit::mark_invalid(core)?;
+            }
+            core.health.begin_dying("it was dropped".to_owned());
+            core.reads.drain();
+        }
+        core.health.set(SnapshotState::Closed);
+        drop(marking);
+        core.notify();
+        self.remove_member(core);
+        Ok(())
     }
 
     /// FAIL-STOP: writes that were answered did not get to the origin, or what was there is not

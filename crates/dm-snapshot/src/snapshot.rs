@@ -15,6 +15,8 @@ use crate::alloc::Claim;
 use crate::core::Core;
 use crate::header::io_unit;
 use crate::shared::Shared;
+use crate::views::View;
+use crate::workers::{PIECE, with_scratch};
 use crate::{Exception, OriginChunk, SnapshotState, SnapshotStatus, StoreChunk, commit};
 
 /// Zeros are written in pieces of this size.
@@ -28,6 +30,8 @@ const ZEROS: usize = 64 << 10;
 pub struct Snapshot {
     pub(crate) core: Arc<Core>,
     pub(crate) shared: Arc<Shared>,
+    /// Which it is, in a store that several share.
+    pub(crate) view: Option<Arc<View>>,
 }
 
 /// Where a stretch of the snapshot is read.
@@ -61,6 +65,23 @@ impl Snapshot {
         self.core.grow(size)
     }
 
+    /// Refuses what is done to a store as a whole where others share it.
+    pub(crate) fn check_alone(&self, what: &str) -> Result<()> {
+        if self.view.is_none() {
+            return Ok(());
+        }
+        let problem = format!("shares its store with other snapshots, and cannot be {what}");
+        Err(Error::new(ErrorKind::Unsupported, self.name(), problem))
+    }
+
+    /// Checks that it is there, and can be read.
+    fn check_readable(&self) -> Result<()> {
+        if self.view.as_ref().is_some_and(|view| view.is_dropped()) {
+            return Err(Error::new(ErrorKind::Stopped, self.name(), "the snapshot is dropped"));
+        }
+        self.core.check_readable()
+    }
+
     fn check(&self, range: ByteRange) -> Result<()> {
         check_range(self, range)
     }
@@ -68,6 +89,7 @@ impl Snapshot {
     /// Begins a write: what must see none in flight waits until the guard is dropped.
     fn begin_write(&self, range: ByteRange) -> Result<RwLockReadGuard<'_, ()>> {
         let writing = self.core.writing.read();
+        self.check_readable()?;
         self.core.check_writable()?;
         self.check(range)?;
         Ok(writing)
@@ -102,7 +124,7 @@ impl BlockDevice for Snapshot {
         // While the lease lives nobody writes to those chunks of the origin that are looked up as
         // still there (SNAPSHOT-FIXED).
         let _lease = core.reads.acquire();
-        core.check_readable()?;
+        self.check_readable()?;
         let mut rest = buffer;
         self.stretches(range, |source, piece| {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len.as_usize());
@@ -155,7 +177,8 @@ impl BlockDevice for Snapshot {
             if !core.discard_zeroes {
                 return Ok(());
             }
-            let settled = |piece: &ByteRange| core.settled(core.chunk.holding(piece.start));
+            let view = self.view.as_deref();
+            let settled = |piece: &ByteRange| core.settled(core.chunk.holding(piece.start), view);
             for piece in range.pieces(core.chunk.bytes()).filter(|piece| self.is_whole(*piece)) {
                 if settled(&piece).is_some() {
                     self.write_piece(piece, Fill::Zeros(piece.len))?;
@@ -166,7 +189,7 @@ impl BlockDevice for Snapshot {
     }
 
     fn flush(&self) -> Result<()> {
-        self.core.check_readable()?;
+        self.check_readable()?;
         if self.core.read_only {
             return Ok(());
         }
@@ -201,7 +224,10 @@ impl Resolve for Snapshot {
         // The lease first: what is looked up below stays so while it lives.
         let lease = core.reads.acquire();
         let writes = intent == Intent::Write;
-        let able = if writes { core.check_writable() } else { core.check_readable() };
+        let able = self.check_readable().and_then(|()| match writes {
+            true => core.check_writable(),
+            false => Ok(()),
+        });
         if able.is_err() || range.end().get() > core.size.get() {
             return None;
         }
@@ -209,12 +235,12 @@ impl Resolve for Snapshot {
         let before = places.len();
         let resolved = self.stretches(range, |source, piece| {
             let place = match source {
-                Source::Store(chunk) => {
+                Source::Store(chunk) if !writes || self.is_own(piece) => {
                     let at = core.chunk.store_start(chunk).plus(self.inside(piece.start));
                     store.resolve(intent, ByteRange::new(at, piece.len), places)
                 }
                 Source::Origin if !writes => base.resolve(intent, piece, places),
-                Source::Origin | Source::Memory(_) => None,
+                Source::Store(_) | Source::Origin | Source::Memory(_) => None,
             };
             // The places of files do not move; the snapshot's lease says who may use them.
             place.map(drop).ok_or_else(|| Error::new(ErrorKind::Unsupported, "", "to be done"))
@@ -229,7 +255,7 @@ impl Resolve for Snapshot {
 impl Snapshot {
     fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         let _lease = self.core.reads.acquire();
-        self.core.check_readable()?;
+        self.check_readable()?;
         let mut found = Vec::new();
         self.stretches(range, |source, piece| {
             if let Source::Origin = source {
@@ -281,9 +307,23 @@ impl Snapshot {
     /// What the table says. A chunk may be captured as soon as it was looked for, so where that
     /// happens one is looked at a time.
     fn look_up(&self, chunk: OriginChunk, limit: u64) -> (Source, u64) {
+        if let Some(view) = &self.view {
+            let (place, chunks) =
+                self.core.views.read().stretch(view, &self.core.table, chunk, limit);
+            return (place.map_or(Source::Origin, Source::Store), chunks);
+        }
         let limit = if self.core.captures() { 1 } else { limit };
         let (place, chunks) = self.core.table.stretch(chunk, limit);
         (place.map_or(Source::Origin, Source::Store), chunks)
+    }
+
+    /// Whether all chunks of `piece` in the store are this snapshot's alone.
+    fn is_own(&self, piece: ByteRange) -> bool {
+        let Some(view) = &self.view else { return true };
+        let chunks = self.core.chunk.touched(piece);
+        let first = OriginChunk::new(chunks.start);
+        let (place, count) = view.own.stretch(first, chunks.end - chunks.start);
+        place.is_some() && count == chunks.end - chunks.start
     }
 
     /// Writes `piece`, which lies in one chunk: to the store, into a new chunk where there is none.
@@ -291,15 +331,15 @@ impl Snapshot {
         let core = &self.core;
         let chunk = core.chunk.holding(piece.start);
         loop {
-            match core.claim_own(chunk)? {
+            match core.claim_own(chunk, self.view.as_deref())? {
                 Claim::Ours(exception) => return self.write_new(exception, piece, fill),
                 Claim::Full => return Err(core.full()),
                 // Where its data is written it can be written again, listed or not.
                 Claim::There | Claim::Pending(_) => {
-                    if let Some(new) = core.settled(chunk) {
+                    if let Some(new) = core.settled(chunk, self.view.as_deref()) {
                         return self.write_store(new, piece, fill);
                     }
-                    core.wait_for_data(chunk);
+                    core.wait_for_data(chunk, self.view.as_deref());
                     core.check_writable()?;
                 }
             }
@@ -310,13 +350,31 @@ impl Snapshot {
     /// held.
     fn write_new(&self, exception: Exception, piece: ByteRange, fill: Fill<'_>) -> Result<()> {
         let core = &self.core;
-        let copied = if self.is_whole(piece) { Ok(()) } else { core.copy_group(&[exception]) };
+        let copied = match (self.is_whole(piece), &self.view) {
+            (true, _) => Ok(()),
+            (false, None) => core.copy_group(&[exception]),
+            (false, Some(_)) => self.copy_seen(core.chunk.holding(piece.start), exception.new),
+        };
         copied
             .and_then(|()| self.write_store(exception.new, piece, fill))
             .map_err(|error| core.lost(error))?;
         core.publish(&[exception]);
         core.commit_ready();
         Ok(())
+    }
+
+    /// Copies what the snapshot sees of a chunk, wherever that is, to a chunk of its own.
+    fn copy_seen(&self, chunk: OriginChunk, new: StoreChunk) -> Result<()> {
+        let core = &self.core;
+        let range = core.chunk.origin_range(chunk, core.size);
+        range.pieces(ByteCount::new(PIECE)).try_for_each(|piece| {
+            with_scratch(|scratch| {
+                let bytes = &mut scratch[..piece.len.as_usize()];
+                self.read_at(bytes, piece.start)?;
+                let inside = piece.start.since(range.start);
+                core.device.write_at(bytes, core.chunk.store_start(new).plus(inside))
+            })
+        })
     }
 
     /// Writes to a chunk of the store.

@@ -6,7 +6,6 @@ use block_io::{AlignedBuf, BlockDevice};
 use block_types::{Error, ErrorKind, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::check;
 use crate::header::Header;
 use crate::layout::ExceptionLayout;
 use crate::{ChunkSize, Exception, Label, OriginChunk, StoreChunk, commit};
@@ -75,7 +74,7 @@ impl Store {
         let chunk = header.chunk;
         let list = if header.valid {
             let list = List::read(&*device, chunk)?;
-            let problems = check::problems(&list.exceptions, chunk, device.size(), None);
+            let problems = header.problems(&list.exceptions, device.size(), None);
             if let Some(problem) = problems.first() {
                 let many = problems.len();
                 return Err(corrupt(&*device, format!("{problem} (one of {many} problems)")));
@@ -112,6 +111,11 @@ impl Store {
             StoreKind::Persistent(loaded) => loaded.header.valid,
             StoreKind::Transient => true,
         }
+    }
+
+    /// Whether several snapshots share it.
+    pub fn is_shared(&self) -> bool {
+        matches!(&self.kind, StoreKind::Persistent(loaded) if loaded.header.shared)
     }
 
     /// What its header has noted of whose past it is.
@@ -201,6 +205,12 @@ impl Tail {
         let place = self.used;
         self.slot(place).copy_from_slice(layout.as_bytes());
         self.used += 1;
+    }
+
+    /// Begins anew, with the first area, which is empty.
+    pub(crate) fn clear(&mut self) {
+        (self.area, self.used, self.written, self.stale) = (0, 0, 0, false);
+        self.bytes.fill(0);
     }
 
     /// Goes on with the next area, which is empty.

@@ -83,6 +83,17 @@ impl Table {
         }
     }
 
+    /// Moves everything to another table.
+    pub(crate) fn take_all(&self) -> Self {
+        Self { runs: RwLock::new(std::mem::take(&mut *self.runs.write())) }
+    }
+
+    /// The old chunks of all exceptions.
+    pub(crate) fn chunks(&self) -> Vec<u64> {
+        let runs = self.runs.read();
+        runs.iter().flat_map(|(&old, run)| old..old + run.len).collect()
+    }
+
     /// How many runs there are.
     #[cfg(test)]
     fn runs(&self) -> usize {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use block_io::{BlockDevice, CacheMode, FileOptions, HostFile};
 use block_types::{ByteCount, ByteOffset};
-use dm_snapshot::{Mode, Origin, OriginOptions, Snapshot, SnapshotOptions, Store, TableLine};
+use dm_snapshot::{
+    Label, Mode, Origin, OriginOptions, Snapshot, SnapshotOptions, Store, TableLine,
+};
 use testkit::kernel::{Kernel, POWER_CUT};
 use testkit::peer::peer;
 use testkit::rng::Rng;
@@ -56,7 +58,8 @@ impl Table {
     }
 
     fn create(&self) {
-        Store::create(self.device("store"), chunk(self.chunk)).expect("made");
+        let mut store = Store::create(self.device("store"), chunk(self.chunk)).expect("made");
+        store.set_label(label()).expect("labelled");
     }
 
     fn open(&self, mode: Mode) -> (Origin, Snapshot) {
@@ -211,6 +214,10 @@ impl Table {
     }
 }
 
+fn label() -> Label {
+    Label::new([5; 16], b"/disks/origin")
+}
+
 fn read(device: &dyn BlockDevice) -> Vec<u8> {
     let mut bytes = vec![0; device.size().as_usize()];
     device.read_at(&mut bytes, ByteOffset::ZERO).expect("read");
@@ -232,6 +239,26 @@ fn goes_to_the_kernel_and_back(seed: u64, chunk: u64, modes: [Mode; 2]) {
         assert_eq!(table.linux(), ours, "chunk {chunk}");
     }
     table.firn(Mode::Sync);
+    let kept = Store::label_of(&*table.device("store")).expect("read");
+    assert_eq!(kept, Some(label()), "neither of the two has touched the label");
+}
+
+/// What Linux does not understand it leaves alone.
+#[test]
+fn the_kernel_refuses_a_store_that_several_snapshots_share() {
+    let table = Table::new(7, 4096);
+    Store::create_shared(table.device("store"), chunk(4096)).expect("made");
+    let before = fs::read(table.path("store")).expect("read");
+    let script = format!(
+        "dmsetup create base --table \"0 {} linear /dev/ubda 0\"\n\
+         dmsetup create snap --table \"{}\" && echo taken\n\
+         dmesg | grep -i 'snapshot disk version'\n",
+        ORIGIN / 512,
+        table.line("snapshot")
+    );
+    let said = table.boot(&script).run().expect("booted").ok();
+    assert!(!said.contains("taken") && said.contains("version 2"), "{said}");
+    assert!(fs::read(table.path("store")).expect("read") == before, "it was written to");
 }
 
 #[test]

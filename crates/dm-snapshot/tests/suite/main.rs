@@ -3,6 +3,7 @@
 mod common;
 mod content;
 mod crash;
+mod depot;
 mod faults;
 mod fixtures;
 mod kernel;
