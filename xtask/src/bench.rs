@@ -9,6 +9,7 @@ mod cache;
 mod client;
 mod contender;
 mod control;
+mod cow;
 mod cpu;
 mod fio;
 mod first;

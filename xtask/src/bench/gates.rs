@@ -9,7 +9,7 @@ use super::pairs::{self, Outcome};
 use super::report::{Line, failed};
 use super::rows::{ROWS, Row};
 use super::table::{cell, figure};
-use super::{first, memory, stall};
+use super::{cow, first, memory, stall};
 
 /// A comparison of Firn with an opponent in one row.
 struct Gate {
@@ -87,6 +87,7 @@ const TRIALS: &[(&str, Trial)] = &[
     ("snapshot-stall", stall::run),
     ("snapshot-read", snapshot_read),
     ("first-write", first::run),
+    ("cow", cow::run),
     ("memory", memory::run),
 ];
 
