@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cow::CowVerb;
 use crate::generate::{Completions, GenerateMan};
 use crate::image::ImageVerb;
 use crate::job::JobVerb;
@@ -77,6 +78,10 @@ pub(crate) enum Object {
     /// Disk images: qcow2, VHD and raw files.
     #[command(subcommand, arg_required_else_help = true)]
     Image(ImageVerb),
+
+    /// Classic snapshots: a raw disk that stays in place, its past in stores.
+    #[command(subcommand, arg_required_else_help = true)]
+    Cow(CowVerb),
 
     /// Jobs: long work that a daemon is doing.
     #[command(subcommand, arg_required_else_help = true)]

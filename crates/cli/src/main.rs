@@ -6,6 +6,7 @@
 mod access;
 mod address;
 mod command;
+mod cow;
 mod exit;
 mod generate;
 mod image;
@@ -48,6 +49,7 @@ fn run(firn: &Firn) -> Outcome {
         Object::Volume(verb) => volume::run(verb, output),
         Object::Snapshot(verb) => snapshot::run(verb, output),
         Object::Image(verb) => image::run(verb, output),
+        Object::Cow(verb) => cow::run(verb, output),
         Object::Job(verb) => job::run(verb, output),
         Object::Serve(serve) => serve::run(serve, output),
         Object::Completions(completions) => generate::completions(completions),

@@ -113,7 +113,8 @@ fn draw(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_position(done);
 }
 
-fn bar(what: &str) -> ProgressBar {
+/// A bar whose length is still to be said.
+pub(crate) fn bar(what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta}",
     )

@@ -7,11 +7,15 @@ use std::path::PathBuf;
 use block_io::CacheMode;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use clap::{Args, ValueEnum};
-use daemon::{ImageReady, ImageServeOptions, Ready, ServeOptions};
+use daemon::{ImageReady, ImageServeOptions, OriginReady, OriginServeOptions, Ready, ServeOptions};
 use serde::Serialize;
-use volume::{CreateOptions, DiskImage, OpenOptions, PoolDirectory, VolumeName};
+use volume::{
+    CowOptions, CreateOptions, DeviceOptions, DiskImage, OpenOptions, PoolDirectory, VolumeName,
+    open_device,
+};
 
 use crate::address::volume_name;
+use crate::cow::{ServingOrigin, Stores};
 use crate::exit::{FAILED, Outcome};
 use crate::image::Access;
 use crate::output::{Output, print};
@@ -29,6 +33,11 @@ const BLOCK_SIZE: ByteCount = ByteCount::new(64 << 10);
 /// An image is one export, called as its file is, and the default one. What it stands on is opened
 /// for reading; nobody else can change either meanwhile.
 ///
+/// A raw disk with snapshots, of which 'firn cow' or --cow tells, is an export too, and each
+/// snapshot another, called NAME@SNAPSHOT; all of them can be written. 'firn cow' reaches them
+/// while they are served. A snapshot is lost where its origin is written without it, so a disk is
+/// served with all of them or not at all.
+///
 /// With --run, a command is run by the shell with the server's URI in $uri, as nbdkit does, and the
 /// server ends with it, with its exit code.
 #[derive(Args, Debug)]
@@ -37,7 +46,8 @@ EXAMPLE
   firn serve lab
   firn serve lab --new 100G --volume db=20G
   firn serve lab --run 'nbdinfo --list \"$uri\"'
-  firn serve disk.qcow2 --socket disk.sock")]
+  firn serve disk.qcow2 --socket disk.sock
+  firn serve disk.img --cow past.cow")]
 pub(crate) struct Serve {
     /// The pool's directory, or the image.
     #[arg(value_name = "DIR|IMAGE")]
@@ -73,6 +83,9 @@ pub(crate) struct Serve {
 
     #[command(flatten, next_help_heading = "Options for images")]
     image: Access,
+
+    #[command(flatten, next_help_heading = "Options for origins")]
+    stores: Stores,
 }
 
 /// Caching, in QEMU's words.
@@ -106,6 +119,9 @@ struct ServingImage {
 /// Does what the verb says.
 pub(crate) fn run(serve: &Serve, output: Output) -> Outcome {
     if serve.dir.exists() && !serve.dir.is_dir() {
+        if serve.stores.concern(&serve.dir) {
+            return serve.origin(output);
+        }
         return serve.image(output);
     }
     serve.make_what_is_missing()?;
@@ -152,22 +168,14 @@ impl Serve {
 
     /// Serves an image.
     fn image(&self, output: Output) -> Outcome {
-        if self.new.is_some() || !self.volume.is_empty() {
-            let problem = "is an image, and --new and --volume are for pools";
-            let object = self.dir.display().to_string();
-            return Err(Error::new(ErrorKind::Invalid, object, problem)
-                .advise("name the pool's directory, or leave them out")
-                .into());
-        }
+        self.refuse_pool_options()?;
         let options = self.image.options(self.read_only, self.cache.mode());
         let image = DiskImage::open(&self.dir, &options)?;
         let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut socket = self.dir.clone().into_os_string();
-        socket.push(".sock");
         let options = ImageServeOptions {
             name,
             read_only: self.read_only,
-            socket: self.socket.clone().unwrap_or_else(|| socket.into()),
+            socket: self.socket.clone().unwrap_or_else(|| self.beside(".sock")),
             tcp: self.tcp,
             run: self.run.clone(),
             listen_fds: std::env::var_os("LISTEN_FDS").is_some(),
@@ -175,6 +183,71 @@ impl Serve {
         let ready = |ready: &ImageReady| self.announce_image(ready, output);
         let code = daemon::serve_image(&image, &options, ready)?;
         Ok(u8::try_from(code).unwrap_or(FAILED))
+    }
+
+    /// Refuses what is for pools only.
+    fn refuse_pool_options(&self) -> Result<()> {
+        if self.new.is_some() || !self.volume.is_empty() {
+            let problem = "is an image, and --new and --volume are for pools";
+            let object = self.dir.display().to_string();
+            return Err(Error::new(ErrorKind::Invalid, object, problem)
+                .advise("name the pool's directory, or leave them out"));
+        }
+        Ok(())
+    }
+
+    /// Serves an origin with its snapshots.
+    fn origin(&self, output: Output) -> Outcome {
+        self.refuse_pool_options()?;
+        let wanted = self.stores.wanted(&self.dir, self.size_of_disk()?)?;
+        let options = OriginServeOptions {
+            origin: self.dir.clone(),
+            open: CowOptions {
+                read_only: self.read_only,
+                cache: self.cache.mode(),
+                trust: self.stores.trust_origin,
+                control: None,
+                stores: self.stores.paths(),
+            },
+            snapshots: wanted.snapshots,
+            merge: wanted.merge,
+            socket: self.socket.clone().unwrap_or_else(|| self.beside(".sock")),
+            control: self.beside(".control.sock"),
+            tcp: self.tcp,
+            run: self.run.clone(),
+            listen_fds: std::env::var_os("LISTEN_FDS").is_some(),
+        };
+        let ready = |ready: &OriginReady| self.announce_origin(ready, output);
+        let code = daemon::serve_origin(&options, ready)?;
+        Ok(u8::try_from(code).unwrap_or(FAILED))
+    }
+
+    /// The size of the disk that is the origin.
+    fn size_of_disk(&self) -> Result<ByteCount> {
+        let options = DeviceOptions { read_only: true, cache: CacheMode::Cached };
+        Ok(open_device(&self.dir.to_string_lossy(), &options)?.size())
+    }
+
+    /// A name beside the file that is served.
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = self.dir.clone().into_os_string();
+        path.push(suffix);
+        path.into()
+    }
+
+    /// Says where the origin is served, once it is.
+    fn announce_origin(&self, ready: &OriginReady, output: Output) {
+        if !output.is_json() {
+            self.note(&ready.nbd_uri, ready.nbd_tcp_uri.as_deref(), output);
+            return ready.snapshots.iter().for_each(|uri| self.note(uri, None, output));
+        }
+        print_line(&ServingOrigin {
+            origin: self.dir.display().to_string(),
+            nbd_uri: ready.nbd_uri.clone(),
+            nbd_tcp_uri: ready.nbd_tcp_uri.clone(),
+            snapshot_uris: ready.snapshots.clone(),
+            control_socket: ready.control_socket.display().to_string(),
+        });
     }
 
     /// Says where the image is served, once it is.

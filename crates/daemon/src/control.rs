@@ -39,13 +39,22 @@ impl Control {
         socket: PrivateSocket,
         served: Arc<ServedPool>,
     ) -> Result<Self> {
+        Self::start_with(runtime, socket, api::router(served))
+    }
+
+    /// Serves `router` at `socket`.
+    pub(crate) fn start_with(
+        runtime: &Runtime,
+        socket: PrivateSocket,
+        router: axum::Router,
+    ) -> Result<Self> {
         let _entered = runtime.enter();
         let listener = tokio::net::UnixListener::from_std(socket.try_clone()?)
             .map_err(|error| Error::io("control API", "cannot be served", error))?;
         let (stop, stopped) = oneshot::channel();
         // Either word ends it: that it is to stop, or that nobody is left who could say so.
-        let server = axum::serve(listener, api::router(served))
-            .with_graceful_shutdown(async { drop(stopped.await) });
+        let server =
+            axum::serve(listener, router).with_graceful_shutdown(async { drop(stopped.await) });
         let task = runtime.spawn(async { server.await });
         Ok(Self { open: Some((socket, stop)), task })
     }

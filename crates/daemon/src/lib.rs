@@ -7,10 +7,10 @@
 //! ```
 //!
 //! [`serve()`] is `firn serve`: a [`Daemon`] with signals around it; [`serve_image()`] is the same
-//! for one image, without a control API. [`access()`] is for every
-//! other command: a [`PoolAccess`] that is either the pool itself, opened under its lock, or the
-//! client of the daemon that has it. Only this crate runs anything asynchronously, and only the
-//! control API: NBD has its own threads.
+//! for one image, without a control API, and [`serve_origin()`] for an origin with its snapshots.
+//! [`access()`] is for every other command: a [`PoolAccess`] that is either the pool itself, opened
+//! under its lock, or the client of the daemon that has it. Only this crate runs anything
+//! asynchronously, and only the control API: NBD has its own threads.
 //!
 //! What holds here:
 //! - Sockets are made after the pool's lock is taken and removed before it is given back, so that
@@ -23,6 +23,7 @@ mod access;
 mod api;
 mod client;
 mod control;
+mod cow;
 mod daemon;
 mod exports;
 mod image;
@@ -40,6 +41,7 @@ mod socket;
 
 pub use access::{PoolAccess, access};
 pub use api::{Problem, openapi};
+pub use cow::{CowAccess, MergeWatch, OriginReady, OriginServeOptions, cow_access, serve_origin};
 pub use daemon::{Daemon, Ready, ServeOptions};
 pub use image::{ImageReady, ImageServeOptions};
 pub use interrupt::{Interrupt, on_interrupt};

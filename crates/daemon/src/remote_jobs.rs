@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use block_types::{Error, ErrorKind, Result};
 use hyper::Method;
+use volume::find_snapshots;
 
 use crate::api::JobRate;
 use crate::client::Client;
@@ -19,12 +20,14 @@ pub(crate) struct RemoteJobs {
     client: Client,
 }
 
-/// The jobs of the daemon that serves `target`, a pool's directory.
+/// The jobs of the daemon that serves `target`: a pool's directory, or an origin with snapshots.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if no daemon serves it.
 pub fn jobs(target: &Path) -> Result<Box<dyn JobAccess>> {
-    let client = Client::new(&target.join(control::SOCKET))?;
+    let origin = find_snapshots(target, None).ok().and_then(|place| place.control);
+    let socket = origin.unwrap_or_else(|| target.join(control::SOCKET));
+    let client = Client::new(&socket)?;
     let jobs = RemoteJobs::new(client);
     jobs.client.get_within::<Vec<JobInfo>>("/v1/jobs", GREETING).map_err(|error| {
         if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Io) {

@@ -108,7 +108,7 @@ pub fn serve_image(
 
 /// Waits for a signal, or runs `command` to its end; a signal is passed on to it. A second one ends
 /// the process at once.
-fn await_end(
+pub(crate) fn await_end(
     runtime: &Runtime,
     command: Option<&str>,
     uri: &Uri,

@@ -8,6 +8,7 @@
 
 mod address;
 mod changes;
+mod cow;
 mod create;
 mod describe;
 mod directory;
@@ -22,6 +23,11 @@ mod open;
 mod report;
 
 pub use address::{NodeName, PoolAddress};
+pub use cow::{
+    ChunkSize, CowMerge, CowMode, CowOptions, CowOrigin, CowPlace, CowReport, NewSnapshot, OnFull,
+    OriginReport, SnapshotKind, SnapshotTarget, StoreSource, TableLine, Target, device_path,
+    find_snapshots, forget_snapshot, has_snapshots,
+};
 pub use create::CreateOptions;
 pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
 pub use dm_thin::{DeviceId, Message};

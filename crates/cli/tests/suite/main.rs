@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod cow;
+#[cfg(test)]
 mod help;
 #[cfg(test)]
 mod image;

@@ -119,7 +119,7 @@ impl Lab {
 }
 
 impl Served {
-    fn watch(server: Server) -> Self {
+    pub(crate) fn watch(server: Server) -> Self {
         let (watchdog, called_off) = mpsc::channel();
         let pid = pid_of(&server);
         thread::spawn(move || {

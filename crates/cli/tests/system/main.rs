@@ -18,6 +18,8 @@ mod mount;
 #[cfg(test)]
 mod neighbours;
 #[cfg(test)]
+mod origin;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod raw;

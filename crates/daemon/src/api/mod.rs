@@ -9,7 +9,7 @@ mod jobs;
 mod pool;
 mod problem;
 mod request;
-mod schema;
+pub(crate) mod schema;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -27,6 +27,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use extract::{Body, Params};
 pub use problem::Problem;
 pub(crate) use request::{JobRate, NewName, NewSize, NewVolume, PoolMessage, StatusLine};
 
@@ -34,7 +35,7 @@ use crate::served::ServedPool;
 use problem::Failure;
 
 /// What a handler answers.
-type Reply<T> = std::result::Result<T, Failure>;
+pub(crate) type Reply<T> = std::result::Result<T, Failure>;
 
 /// Where the document is served.
 const DOCUMENT_PATH: &str = "/v1/openapi.json";
@@ -85,11 +86,15 @@ fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
 /// The API of `served`.
 pub(crate) fn router(served: Arc<ServedPool>) -> Router {
     let (router, _) = parts();
-    let (jobs, _) = jobs::parts();
-    let jobs = jobs.with_state(Arc::clone(&served.jobs));
+    let jobs = Arc::clone(&served.jobs);
+    framed(router.with_state(served), jobs)
+}
+
+/// Routes with what is the same for all daemons: those of jobs, answers to what is not there, and
+/// the log.
+pub(crate) fn framed(router: Router, jobs: Arc<::jobs::Registry>) -> Router {
     router
-        .with_state(served)
-        .merge(jobs)
+        .merge(jobs::parts().0.with_state(jobs))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn(log))
@@ -97,9 +102,13 @@ pub(crate) fn router(served: Arc<ServedPool>) -> Router {
 
 /// The OpenAPI document of the control API, as JSON.
 pub fn openapi() -> String {
-    let (_, mut document) = parts();
+    with_jobs(parts().1).to_pretty_json().expect("the document is made of plain values")
+}
+
+/// A document, with what there is to say of jobs.
+pub(crate) fn with_jobs(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     document.merge(jobs::parts().1);
-    document.to_pretty_json().expect("the document is made of plain values")
+    document
 }
 
 /// This document.
@@ -146,7 +155,7 @@ async fn blocking<S: Send + Sync + 'static, T: Send + 'static>(
 }
 
 /// Does `work` likewise, and answers with what it returns.
-async fn reply<S: Send + Sync + 'static, T: Send + 'static>(
+pub(crate) async fn reply<S: Send + Sync + 'static, T: Send + 'static>(
     served: State<Arc<S>>,
     work: impl FnOnce(&S) -> Result<T> + Send + 'static,
 ) -> Reply<Json<T>> {
@@ -154,7 +163,7 @@ async fn reply<S: Send + Sync + 'static, T: Send + 'static>(
 }
 
 /// Does `work` likewise, and answers that something was made.
-async fn made<S: Send + Sync + 'static, T: Send + 'static>(
+pub(crate) async fn made<S: Send + Sync + 'static, T: Send + 'static>(
     served: State<Arc<S>>,
     work: impl FnOnce(&S) -> Result<T> + Send + 'static,
 ) -> Reply<(StatusCode, Json<T>)> {
@@ -162,7 +171,7 @@ async fn made<S: Send + Sync + 'static, T: Send + 'static>(
 }
 
 /// Does `work` likewise, and answers that it is done.
-async fn done<S: Send + Sync + 'static>(
+pub(crate) async fn done<S: Send + Sync + 'static>(
     served: State<Arc<S>>,
     work: impl FnOnce(&S) -> Result<()> + Send + 'static,
 ) -> Reply<StatusCode> {

@@ -95,3 +95,53 @@ pub(super) struct CheckReport {
     /// How many metadata blocks were read.
     checked_blocks: u64,
 }
+
+/// An origin with its snapshots. Sizes are bytes.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(crate) struct OriginReport {
+    /// Its path.
+    origin: String,
+    /// Its size.
+    size: u64,
+    /// The process that serves it.
+    served_by: Option<u32>,
+    /// Its snapshots, the oldest first.
+    snapshots: Vec<CowReport>,
+}
+
+/// A classic snapshot. Sizes are bytes.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(crate) struct CowReport {
+    /// Its name.
+    name: String,
+    /// The path of its store.
+    store: String,
+    /// `active`, `overflow`, `invalid`, `merging`, `merge-failed` or `closed`.
+    state: String,
+    /// What led to that, if it is not the usual one.
+    reason: Option<String>,
+    /// `sync`, `async`, `deferred` or `transient`.
+    mode: String,
+    /// The snapshot's size.
+    size: u64,
+    /// The size of its chunks.
+    chunk_size: u64,
+    /// Chunks that its store has.
+    exceptions: u64,
+    /// Up to where the store is used, its metadata included.
+    used: u64,
+    /// The store's size.
+    total: u64,
+    /// The store's header and tables.
+    metadata: u64,
+    /// Up to what size the store grows by itself, if it does.
+    grow_limit: Option<u64>,
+    /// When it was taken, in RFC 3339.
+    created: Option<String>,
+    /// The line that `dmsetup status` would print.
+    status_line: String,
+    /// The line that `dmsetup table` would print.
+    table_line: String,
+}

@@ -13,6 +13,7 @@ use disk_image::{qcow2, vhd};
 use super::lock::ImageLock;
 use super::probe::{is_called_raw, probe, refuse_to_follow, refuse_to_write};
 use super::{BackingPolicy, ImageFormat, ImageOptions};
+use crate::cow::check_plain;
 
 /// The most backing files under an image. Every one of them costs descriptors, and a read that ends
 /// in the lowest goes through all the others.
@@ -89,6 +90,7 @@ fn open_link(
     read_only: bool,
     options: &ImageOptions,
 ) -> Result<Link> {
+    check_plain(path, read_only)?;
     // Nothing is read before the lock is there: somebody may be changing it.
     let locks = take_lock(path, read_only, options)?;
     let (format, file) = open_file(path, said, read_only, options.cache)?;

@@ -24,7 +24,7 @@ const REFUSED: [u64; 2] = [WRITE, RESIZE];
 
 /// The lock, held until it is dropped; the kernel drops it for a process that is killed.
 #[derive(Debug)]
-pub(super) struct ImageLock {
+pub(crate) struct ImageLock {
     _locks: ByteLocks,
 }
 
@@ -33,7 +33,7 @@ impl ImageLock {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`], with the holder's name where it can be found out.
-    pub(super) fn take(path: &Path, shared: bool) -> Result<Self> {
+    pub(crate) fn take(path: &Path, shared: bool) -> Result<Self> {
         let locks = ByteLocks::open(path)?;
         let done: &[u64] = if shared { &[READ] } else { &[READ, WRITE, RESIZE] };
         let said = done.iter().map(|what| DONE + what).chain(REFUSED.map(|what| NOT_BORNE + what));

@@ -32,6 +32,7 @@ pub use create::{CreateImage, create_image, fill_image};
 pub use format::ImageFormat;
 pub use gate::BackingPolicy;
 pub use info::{FormatSpecific, ImageInfo, ImageSnapshot};
+pub(crate) use lock::ImageLock;
 pub use map::{ImageMap, MapRun};
 pub use open::{DiskImage, ImageOptions};
 pub use settings::ImageSettings;
