@@ -15,8 +15,9 @@ pub(crate) struct Ledger {
     chunk: ChunkSize,
     /// Whether the store has a header and areas.
     persistent: bool,
-    /// Whether an area is kept for entries without data, so that a full store can be relieved.
-    spare: bool,
+    /// Places of the list that are kept for entries without data: each snapshot of a shared store
+    /// can then be dropped, however full it is.
+    spare: u64,
     next_free: u64,
     /// Exceptions in the list on disk.
     listed: u64,
@@ -55,7 +56,7 @@ impl Ledger {
         let mut ledger = Self {
             chunk,
             persistent,
-            spare: false,
+            spare: 0,
             next_free,
             listed,
             first: 0,
@@ -67,9 +68,9 @@ impl Ledger {
         ledger
     }
 
-    /// Keeps an area for entries without data.
-    pub(crate) fn sparing(self) -> Self {
-        Self { spare: true, ..self }
+    /// Keeps so many places for entries without data.
+    pub(crate) fn spare(&mut self, places: u64) {
+        self.spare = places;
     }
 
     fn skip_metadata(&mut self) {
@@ -111,7 +112,7 @@ impl Ledger {
             return self.next_free < chunks;
         }
         let place = self.listed + self.queue.len() as u64;
-        let area = (place + 1) / self.chunk.per_area() + u64::from(self.spare);
+        let area = (place + 1 + self.spare) / self.chunk.per_area();
         self.next_free < chunks && self.chunk.area(area).get() < chunks
     }
 

@@ -103,12 +103,17 @@ pub(crate) fn append_mark(core: &Core, key: Key) -> Result<()> {
     let end = core.ledger.lock().end();
     core.commit_through(end);
     core.check_readable()?;
+    let live = core.views.read().live().count() as u64;
     let has_room = || {
-        let (ledger, size) = (core.ledger.lock(), core.device.size());
-        // What relieves a full store may use the area that is kept for it.
+        let (mut ledger, size) = (core.ledger.lock(), core.device.size());
         match key {
+            // It may have the place that was kept for it.
             Key::Drop(_) => ledger.has_room_for_entry(size),
-            _ => ledger.has_room(size),
+            // It will have to be dropped, too.
+            _ => {
+                ledger.spare(live + 1);
+                ledger.has_room(size)
+            }
         }
     };
     while !has_room() {
@@ -139,7 +144,7 @@ pub(crate) fn empty(core: &Core) -> Result<()> {
     core.zero_area(0)?;
     core.device.flush()?;
     tail.clear();
-    *core.ledger.lock() = Ledger::new(core.chunk, true, 0, 0).sparing();
+    *core.ledger.lock() = Ledger::new(core.chunk, true, 0, 0);
     *core.views.write() = Views::default();
     drop(core.table.take_all());
     core.sealed.clear();

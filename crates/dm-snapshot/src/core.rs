@@ -113,15 +113,12 @@ impl Core {
         let persistent = tail.is_some();
         let first_free = u64::from(persistent);
         let next_free = exceptions.iter().map(|one| one.new.get() + 1).max();
-        let mut ledger = Ledger::new(
+        let ledger = Ledger::new(
             chunk,
             persistent,
             next_free.unwrap_or(first_free).max(first_free),
             exceptions.len() as u64,
         );
-        if is_shared {
-            ledger = ledger.sparing();
-        }
         let core = Self {
             name,
             base,
@@ -167,7 +164,9 @@ impl Core {
         }
         let (views, table) = Views::replay(exceptions);
         views.kept(&table).into_iter().for_each(|chunk| self.sealed.insert(chunk));
-        self.idle = AtomicBool::new(views.live().next().is_none());
+        let live = views.live().count() as u64;
+        self.ledger.get_mut().spare(live);
+        self.idle = AtomicBool::new(live == 0);
         (self.table, self.views) = (table, RwLock::new(views));
         self
     }

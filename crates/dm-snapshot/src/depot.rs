@@ -127,7 +127,9 @@ impl SharedStore {
         for chunk in views.kept(&core.table) {
             core.sealed.insert(chunk);
         }
-        core.idle.store(views.live().next().is_none(), Ordering::SeqCst);
+        let live = views.live().count();
+        core.ledger.lock().spare(live as u64);
+        core.idle.store(live == 0, Ordering::SeqCst);
         Ok(())
     }
 

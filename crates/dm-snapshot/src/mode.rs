@@ -23,7 +23,8 @@ pub enum Mode {
     /// is closed: a crash loses the snapshot, and says so, and harms the origin no more than in
     /// [`Sync`](Self::Sync).
     Async,
-    /// At once, into a buffer of bounded size. A flush of the origin, a full buffer, or a second's
+    /// At once, into a buffer of bounded size; a large write, of 256 KiB or more, as in
+    /// [`Sync`](Self::Sync). A flush of the origin, a full buffer, or a second's
     /// time makes the copies, then flushes the store, then the exceptions, then the store again,
     /// and only then writes to the origin.
     ///

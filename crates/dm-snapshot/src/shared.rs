@@ -49,6 +49,9 @@ pub(crate) struct Draining {
 /// The snapshots of an origin at one moment.
 pub(crate) type Members = Arc<[Arc<Core>]>;
 
+/// Bytes of a write that is large.
+const LARGE: u64 = 256 << 10;
+
 /// What a range is to hold.
 #[derive(Clone, Copy)]
 pub(crate) enum Fill<'b> {
@@ -156,14 +159,15 @@ impl Shared {
     }
 
     /// Whether a write to `range` waits in the buffer: where older ones do, and where a snapshot of
-    /// mode deferred lacks something.
+    /// mode deferred lacks something. A large one does not: it has a commit nearly for itself, and
+    /// is not copied through memory.
     fn waits(&self, members: &Members, range: ByteRange) -> bool {
         let defers = |core: &Arc<Core>| {
             core.mode == Mode::Deferred
                 && core.keeping() == Keeping::Durable
                 && !core.permits(range)
         };
-        self.buffer.touches(range) || members.iter().any(defers)
+        self.buffer.touches(range) || (range.len.get() < LARGE && members.iter().any(defers))
     }
 
     /// Writes `bytes`, a piece that fits the buffer, at `at`.

@@ -7,7 +7,7 @@ use block_io::AlignedBuf;
 use block_types::Result;
 
 /// Copied or written at once, and the size of a thread's memory for it.
-pub(crate) const PIECE: u64 = 512 << 10;
+pub(crate) const PIECE: u64 = 1 << 20;
 
 thread_local! {
     static SCRATCH: RefCell<AlignedBuf> = RefCell::new(AlignedBuf::zeroed(PIECE as usize));
