@@ -2,8 +2,8 @@
 //! and the merge.
 //!
 //! Every round begins with a new store that has room for everything, and a server just started;
-//! the origin is a copy of the raw disk. Requests that wait in the buffer of mode deferred when the
-//! time is over do not count.
+//! the origin is a copy of the raw disk. As many requests as the buffer of mode deferred holds do
+//! not count: that many may wait in it when the time is over.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +55,7 @@ struct Table {
 pub(super) fn run(lab: &Lab, options: &Options) -> Result<Vec<Line>> {
     let folder = lab.scratch()?;
     std::fs::copy(lab.raw()?, folder.path().join("disk.img"))?;
+    std::fs::File::open(folder.path().join("disk.img"))?.sync_all()?;
     let table = Table { folder, length: 4 * options.length, rounds: options.rounds };
     let mut lines = Vec::new();
     let mut add = |line: Line| {
@@ -177,7 +178,7 @@ impl Table {
             let offsets = self.offsets(client.size() / BLOCK, round);
             client.each(small(Access::Write), offsets)
         })?;
-        Ok(settled(&sample, side, BUFFERED))
+        Ok(settled(&sample, side))
     }
 
     fn large_writes(&self, _round: usize) -> Result<f64> {
@@ -187,7 +188,7 @@ impl Table {
             let offsets = (0..client.size() / u64::from(LARGE)).map(|piece| piece << 20);
             client.each(load, offsets.take_while(|_| Instant::now() < deadline))
         })?;
-        Ok(settled(&sample, Side::Deferred, 64) * f64::from(LARGE) / 1e6)
+        Ok(sample.per_second * f64::from(LARGE) / 1e6)
     }
 
     fn bare(&self) -> Result<f64> {
@@ -264,9 +265,9 @@ impl Table {
 }
 
 /// Requests in a second, without those that were only buffered at the end.
-fn settled(sample: &Sample, side: Side, buffered: u64) -> f64 {
+fn settled(sample: &Sample, side: Side) -> f64 {
     let counted = match side {
-        Side::Deferred => sample.requests.saturating_sub(buffered),
+        Side::Deferred => sample.requests.saturating_sub(BUFFERED),
         Side::Plain | Side::Sync => sample.requests,
     };
     sample.per_second * counted as f64 / sample.requests.max(1) as f64
