@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Extent, Result};
 
-use crate::{HostFile, Lease};
+use crate::{HostFile, Lease, Stall};
 
 /// What a device asks of those who use it, and what it offers them. Fixed while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +97,11 @@ pub trait BlockDevice: Send + Sync {
 
     /// The device's ability to say where its bytes lie, if it has it.
     fn resolver(&self) -> Option<&dyn Resolve> {
+        None
+    }
+
+    /// The device's ability to say that a request would have to wait for long, if its requests may.
+    fn stall(&self) -> Option<&dyn Stall> {
         None
     }
 }

@@ -21,6 +21,7 @@ mod request;
 #[cfg(test)]
 mod scratch;
 mod space;
+mod stall;
 mod uring;
 
 pub use buffer::AlignedBuf;
@@ -36,3 +37,4 @@ pub use inherited::copy_inherited;
 pub use lease::{Lease, LeaseSet};
 pub use memory::MemoryDevice;
 pub use queue::{Completion, Interest, IoQueue, QueueBackend, QueueChoice, Segment};
+pub use stall::{Attempt, Stall, Ticket};

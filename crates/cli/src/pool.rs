@@ -206,6 +206,9 @@ fn describe(report: &PoolReport) -> String {
     let mut mode = match report.mode.as_str() {
         "rw" => "read-write".to_owned(),
         "ro" => "read-only".to_owned(),
+        "out_of_data_space" => "out of data space".to_owned(),
+        "out_of_metadata_space" => "out of metadata space".to_owned(),
+        "fail" => "failed".to_owned(),
         other => other.to_owned(),
     };
     if let Some(reason) = &report.reason {

@@ -28,6 +28,8 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
+    const SMALL: Demand = Demand { replaced: 1, moved: 1, devices: 1, bitmaps: 0 };
+
     /// A budget of `free` blocks for trees of `shape`.
     pub(crate) fn new(free: u64, shape: TreeShape) -> Self {
         Self { free, shape, ..Self::default() }
@@ -58,6 +60,11 @@ impl Budget {
         self.accepted = self.accepted.minus(change);
     }
 
+    /// Free blocks without which no small change would be accepted.
+    pub(crate) fn least(&self) -> u64 {
+        Self::SMALL.blocks(&self.shape) + self.reserve()
+    }
+
     /// What only deleting may use.
     fn reserve(&self) -> u64 {
         Demand { devices: 2, ..Demand::default() }.blocks(&self.shape)
@@ -67,6 +74,13 @@ impl Budget {
     pub(crate) fn is_strained(&self) -> bool {
         let Demand { replaced, moved, .. } = self.waiting;
         replaced + moved >= EAGER || self.waiting.blocks(&self.shape) * 2 > self.free
+    }
+
+    /// Whether a small change would find room.
+    pub(crate) fn has_room(&self) -> bool {
+        let promised = [self.committing, self.waiting, self.accepted.plus(Self::SMALL)];
+        let blocks: u64 = promised.iter().map(|demand| demand.blocks(&self.shape)).sum();
+        blocks + self.reserve() <= self.free
     }
 
     /// The waiting changes become those of the running commit.
@@ -83,7 +97,7 @@ impl Budget {
 
     /// What the running commit was promised.
     pub(crate) fn promise(&self) -> Promise {
-        let usual = Demand { replaced: COMFORTABLE, moved: 0, devices: 64 };
+        let usual = Demand { replaced: COMFORTABLE, devices: 64, ..Demand::default() };
         Promise {
             most: self.committing.blocks(&self.shape),
             comfortable: 2 * usual.blocks(&self.shape),

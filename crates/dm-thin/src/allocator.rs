@@ -26,6 +26,24 @@ pub(crate) struct Allocator {
     /// Volumes whose next window should be opened ahead.
     wanted: Vec<DeviceId>,
     ended: bool,
+    marks: [Mark; 2],
+}
+
+/// A number of free blocks that somebody wants to be told of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    free: u64,
+    /// Whether it has not been reached yet.
+    armed: bool,
+}
+
+/// Which mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MarkName {
+    /// The low water mark.
+    LowWater,
+    /// The one of a policy that provides space.
+    Alarm,
 }
 
 /// Free blocks that one volume will take next; they still count as free.
@@ -103,12 +121,26 @@ impl Allocator {
             windows: HashMap::new(),
             wanted: Vec::new(),
             ended: false,
+            marks: [Mark::default(); 2],
         }
     }
 
     /// Blocks that are free.
     pub(crate) fn free(&self) -> u64 {
         self.free
+    }
+
+    /// Sets the mark `name` at so many free blocks, to be reached anew.
+    pub(crate) fn set_mark(&mut self, name: MarkName, free: Option<u64>) {
+        self.marks[name as usize] = Mark { free: free.unwrap_or_default(), armed: free.is_some() };
+    }
+
+    /// The mark `name`, if a block is asked for while no more than that are free: once.
+    pub(crate) fn reach(&mut self, name: MarkName) -> Option<u64> {
+        let mark = &mut self.marks[name as usize];
+        let reached = mark.armed && self.free <= mark.free;
+        mark.armed &= !reached;
+        reached.then_some(mark.free)
     }
 
     /// The next block of the window of `volume`, or `None` when it is used up.

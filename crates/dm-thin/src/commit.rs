@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use block_types::{ByteRange, Error, ErrorKind, Result};
 
-use crate::DataBlock;
+use crate::mode::Lack;
 use crate::shared::Shared;
+use crate::{DataBlock, Discards, EventKind};
 
 /// How far commits have come.
 pub(crate) struct Progress {
@@ -51,7 +52,7 @@ impl Shared {
                 self.progressed.wait(&mut progress);
                 continue;
             }
-            self.check_writable()?;
+            self.condition.check_commits()?;
             progress.running = true;
             drop(progress);
             let freed = self.commit_next();
@@ -86,6 +87,7 @@ impl Shared {
 
     fn run_commit(&self) -> Result<Vec<DataBlock>> {
         let mut trees = self.trees.lock();
+        let (_, metadata_blocks) = trees.metadata_blocks();
         let (batch, promise) = {
             let mut pending = self.pending.lock();
             (pending.take(), pending.budget.promise())
@@ -105,11 +107,25 @@ impl Shared {
                 }
             }
         }
-        let (free, _) = trees.metadata_blocks();
+        let (free, total) = trees.metadata_blocks();
         // Not under the lock: it looks at every device.
         let shape = trees.shape();
-        self.pending.lock().committed(batch.generation, free, shape);
+        let mut pending = self.pending.lock();
+        pending.committed(batch.generation, free, shape);
+        let (has_room, least) = (pending.budget.has_room(), pending.budget.least());
+        drop(pending);
+        let low = trees.metadata_low(least);
         drop(trees);
+        if total > metadata_blocks {
+            let event = EventKind::MetadataGrown { from: metadata_blocks, to: total };
+            self.condition.events.push(event);
+        }
+        if let Some((free, mark)) = low {
+            self.condition.events.push(EventKind::MetadataLow { free, mark });
+        }
+        if has_room {
+            self.condition.provide(Lack::Metadata);
+        }
         self.progress.lock().committed = batch.generation;
         self.progressed.notify_all();
         Ok(freed)
@@ -141,7 +157,7 @@ impl Shared {
         let mut blocks = freed.to_vec();
         blocks.sort_unstable();
         blocks.dedup();
-        if self.passdown {
+        if self.condition.settings().features.discards == Discards::PassedDown {
             for run in blocks.chunk_by(|one, other| one.get() + 1 == other.get()) {
                 self.pass_down(self.block_size.data_range(run[0], run.len() as u64));
             }
@@ -150,6 +166,8 @@ impl Shared {
         for block in blocks {
             allocator.give_back(block);
         }
+        drop(allocator);
+        self.condition.provide(Lack::Data);
     }
 
     fn pass_down(&self, range: ByteRange) {
@@ -188,9 +206,13 @@ fn background(shared: &Shared) {
                 return;
             }
         }
+        shared.condition.look_at_the_clock();
         let pending = shared.pending.lock();
-        let wanted = pending.budget.is_strained() || Instant::now() >= due;
-        let generation = (wanted && !pending.ops.is_empty()).then_some(pending.generation);
+        let helps = pending.frees && shared.condition.is_out_of_data();
+        let wanted = helps || pending.budget.is_strained() || Instant::now() >= due;
+        // Metadata that is full may have become larger: a commit finds out.
+        let is_due = !pending.ops.is_empty() || shared.condition.is_out_of_metadata();
+        let generation = (wanted && is_due).then_some(pending.generation);
         drop(pending);
         if let Some(generation) = generation
             && let Err(error) = shared.commit_to(generation)

@@ -28,6 +28,8 @@ pub(crate) enum Op {
     SetTransaction { new: u64 },
     /// The data device has so many blocks now.
     GrowData { blocks: u64 },
+    /// The metadata device has so many blocks now.
+    GrowMetadata { blocks: u64 },
     /// What the batch comes to is held as the metadata snapshot, unless it is released again.
     HoldRoot,
     /// The metadata snapshot is let go.
@@ -44,6 +46,7 @@ impl Op {
             Self::Rollback { id, source, .. } => (Some(id), Some(source)),
             Self::SetTransaction { .. }
             | Self::GrowData { .. }
+            | Self::GrowMetadata { .. }
             | Self::HoldRoot
             | Self::ReleaseRoot => (None, None),
         };
@@ -85,6 +88,8 @@ pub(crate) struct Pending {
     pub(crate) time: Time,
     pub(crate) transaction: u64,
     pub(crate) data_blocks: u64,
+    /// Whether the next commit frees data blocks.
+    pub(crate) frees: bool,
     /// Whether a metadata snapshot is held.
     pub(crate) holds_root: bool,
     pub(crate) budget: Budget,
@@ -95,6 +100,7 @@ impl Pending {
     pub(crate) fn take(&mut self) -> Batch {
         let batch = Batch { ops: std::mem::take(&mut self.ops), generation: self.generation };
         self.generation += 1;
+        self.frees = false;
         self.budget.begin_commit();
         batch
     }
@@ -139,6 +145,7 @@ impl Pending {
     /// Enters that a mapped block is not mapped any more.
     pub(crate) fn unmap(&mut self, device: DeviceId, at: GuestBlock) {
         self.ops.push(Op::Map { device, at, to: None });
+        self.frees = true;
         self.changed.insert(device, self.generation);
         if let Some(state) = self.devices.get_mut(&device) {
             state.mapped = state.mapped.saturating_sub(1);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
@@ -9,16 +10,17 @@ use parking_lot::Mutex;
 use persistent_data::BLOCK_SIZE;
 
 use crate::admission::Budget;
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, MarkName};
 use crate::commit::{end_background, start_background};
-use crate::pending::{Op, Pending};
+use crate::condition::{Condition, Halt};
+use crate::mode::Why;
+use crate::pending::Pending;
 use crate::shared::{Parts, Shared};
 use crate::space::{end_ahead, start_ahead};
 use crate::superblock::Superblock;
 use crate::trees::{Trees, blocks_of};
 use crate::volume::{Core, ThinVolume};
-use crate::worst_case::Demand;
-use crate::{BlockSize, DeviceId, DeviceState};
+use crate::{BlockSize, DeviceId, DeviceState, Discards, EventPage, PoolMode, PoolSettings};
 
 /// The fewest metadata blocks of a pool, as the kernel's tools have it: 1 MiB.
 const FEWEST_METADATA_BLOCKS: u64 = 256;
@@ -31,13 +33,16 @@ pub struct OpenOptions {
     /// Run commits in the background, and flushes side by side. Off, everything happens in the
     /// threads of the callers, one step after the other, and a run can be repeated exactly.
     pub background: bool,
-    /// Give the space of discarded blocks back to the data device.
-    pub passdown: bool,
+    /// How the pool is to behave.
+    pub settings: PoolSettings,
+    /// Writes that find no space may wait for it, as the settings say: somebody else could provide
+    /// it. Off, they fail at once.
+    pub waits: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { read_only: false, background: true, passdown: true }
+        Self { read_only: false, background: true, settings: PoolSettings::default(), waits: false }
     }
 }
 
@@ -47,6 +52,8 @@ impl Default for OpenOptions {
 pub struct Pool {
     pub(crate) shared: Arc<Shared>,
     background: Mutex<Vec<JoinHandle<()>>>,
+    /// It grows in one way at a time.
+    pub(crate) growing: Mutex<()>,
 }
 
 impl Pool {
@@ -89,12 +96,16 @@ impl Pool {
         options: OpenOptions,
     ) -> Result<Arc<Self>> {
         let superblock = Superblock::read(&*metadata)?;
-        let read_only = why_read_only(&superblock, &*metadata, &*data, options);
+        let halt = why_read_only(&superblock, &*metadata, &*data, options);
         let trees = Trees::open(metadata, superblock, options.background)?;
         check_data_size(&trees, &*data)?;
-        let shared = Arc::new(Shared::new(parts(name, data, trees, options, read_only)));
-        let runs = options.background && shared.is_writable();
-        let pool = Self { shared, background: Mutex::default() };
+        let shared = Arc::new(Shared::new(parts(name, data, trees, options, halt)));
+        let low_water = options.settings.low_water;
+        shared.allocator.lock().set_mark(MarkName::LowWater, Some(low_water));
+        // A pool that is read-only by choice may be told otherwise.
+        let chosen = options.settings.features.read_only && !options.read_only;
+        let runs = options.background && (shared.is_writable() || chosen);
+        let pool = Self { shared, background: Mutex::default(), growing: Mutex::default() };
         if runs {
             for start in [start_background, start_ahead] {
                 pool.background.lock().push(start(&pool.shared)?);
@@ -185,33 +196,56 @@ impl Pool {
         self.shared.pending.lock().transaction
     }
 
-    /// Takes over a data device that has grown, or makes it grow to `size` if it can.
+    /// Behaves by `settings` from now on. The low water mark is to be reached anew, and writes that
+    /// wait for space begin to wait anew. What was changed before the pool becomes read-only is
+    /// committed first.
     ///
     /// # Errors
-    /// `Invalid` where that is smaller than the pool: pools do not shrink.
-    pub fn grow_data(&self, size: ByteCount) -> Result<()> {
-        self.shared.check_writable()?;
-        let blocks = size.get() / self.shared.block_size.bytes().get();
-        let now = self.shared.pending.lock().data_blocks;
-        if blocks < now {
-            let problem = format!("has {now} data blocks and cannot shrink to {blocks}");
-            return Err(Error::new(ErrorKind::Invalid, &*self.shared.name, problem));
+    /// What stops that commit. `Unsupported` for ignoring discards
+    /// or not ignoring them any more: clients of open volumes were told.
+    pub fn configure(&self, settings: PoolSettings) -> Result<()> {
+        let condition = &self.shared.condition;
+        let ignores = |settings: &PoolSettings| settings.features.discards == Discards::Ignored;
+        if ignores(&settings) != ignores(&condition.settings()) {
+            let problem = "whether discards are ignored cannot change while the pool is open";
+            return Err(Error::new(ErrorKind::Unsupported, &*self.shared.name, problem)
+                .advise("change it while nobody serves the pool"));
         }
-        let bytes = ByteCount::new(blocks * self.shared.block_size.bytes().get());
-        if self.shared.data.size() < bytes {
-            self.shared.data.resize(bytes)?;
+        if settings.features.read_only && self.shared.is_writable() {
+            condition.halt(Halt::new(Why::Chosen, CHOSEN));
+            condition.enter_mode(PoolMode::ReadOnly);
+            // Writes that were under way may have entered something since.
+            self.commit()?;
         }
-        let share = self.shared.share(Demand::devices(1), false)?;
-        let generation = {
-            let mut pending = self.shared.pending.lock();
-            pending.ops.push(Op::GrowData { blocks });
-            pending.data_blocks = blocks;
-            share.enter(&mut pending);
-            pending.generation
-        };
-        self.shared.commit_to(generation)?;
-        self.shared.allocator.lock().grow(blocks);
+        condition.configure(settings);
+        if !settings.features.read_only {
+            condition.resume();
+        }
+        let mut allocator = self.shared.allocator.lock();
+        allocator.set_mark(MarkName::LowWater, Some(settings.low_water));
         Ok(())
+    }
+
+    /// How the pool is to behave.
+    pub fn settings(&self) -> PoolSettings {
+        self.shared.condition.settings()
+    }
+
+    /// Raises [`EventKind::Alarm`](crate::EventKind::Alarm) once when a block is asked for while no more than `free` are
+    /// free, or at no number any more.
+    pub fn set_alarm(&self, free: Option<u64>) {
+        self.shared.allocator.lock().set_mark(MarkName::Alarm, free);
+    }
+
+    /// The events after number `after`, of those that are kept; waits for one for `patience` at
+    /// most.
+    pub fn events(&self, after: u64, patience: Duration) -> EventPage {
+        self.shared.condition.events.after(after, patience)
+    }
+
+    /// There are no more events, and nobody waits for them any longer.
+    pub fn end_events(&self) {
+        self.shared.condition.events.end();
     }
 
     /// Commits what waits.
@@ -227,7 +261,8 @@ impl Pool {
     /// neither.
     pub fn close(&self) -> Result<()> {
         self.end_background();
-        if !self.shared.is_writable() {
+        if self.shared.condition.check_commits().is_err() {
+            self.shared.condition.events.end();
             return Ok(());
         }
         self.commit()?;
@@ -255,25 +290,30 @@ impl Drop for Pool {
     }
 }
 
-/// Why the pool may be opened for reading only, if so: `ReadOnly` where the caller chose it.
+/// Why a pool with the feature `read_only` takes no writes.
+const CHOSEN: &str = "it is read-only by choice; 'firn pool set --read-only off' ends that";
+
+/// Why the pool may be opened for reading only, if so.
 fn why_read_only(
     superblock: &Superblock,
     metadata: &dyn BlockDevice,
     data: &dyn BlockDevice,
     options: OpenOptions,
-) -> Option<(ErrorKind, String)> {
+) -> Option<Halt> {
     if superblock.needs_check() {
         let reason = "its metadata needs a check; take the mark off with \
                       'firn pool check --clear-needs-check' if it is sound, or use \
                       'firn pool repair'";
-        return Some((ErrorKind::Corrupt, reason.into()));
+        return Some(Halt::new(Why::NeedsCheck, reason));
     }
     if let Some(bits) = superblock.forbids_writing() {
         let reason = format!("its metadata uses features that forbid writing: bits {bits:#x}");
-        return Some((ErrorKind::Unsupported, reason));
+        return Some(Halt::new(Why::Foreign, reason));
     }
-    let chosen = options.read_only || metadata.limits().read_only || data.limits().read_only;
-    chosen.then(|| (ErrorKind::ReadOnly, "it is open read-only".into()))
+    if options.read_only || metadata.limits().read_only || data.limits().read_only {
+        return Some(Halt::new(Why::Observed, "it is open read-only"));
+    }
+    options.settings.features.read_only.then(|| Halt::new(Why::Chosen, CHOSEN))
 }
 
 fn check_data_size(trees: &Trees, data: &dyn BlockDevice) -> Result<()> {
@@ -293,7 +333,7 @@ fn parts(
     data: Arc<dyn BlockDevice>,
     trees: Trees,
     options: OpenOptions,
-    read_only: Option<(ErrorKind, String)>,
+    halt: Option<Halt>,
 ) -> Parts {
     let block_size = trees.superblock().block_size();
     let roots = trees.superblock().roots();
@@ -307,6 +347,7 @@ fn parts(
         time: roots.time,
         transaction: roots.transaction,
         data_blocks: trees.data_map().nr_blocks(),
+        frees: false,
         holds_root: trees.superblock().held_root().is_some(),
         changed: std::collections::HashMap::new(),
         budget: Budget::new(free, trees.shape()),
@@ -319,7 +360,6 @@ fn parts(
         allocator,
         block_size,
         parallel: options.background,
-        passdown: options.passdown,
-        read_only,
+        condition: Condition::new(name, options.settings, options.waits, halt),
     }
 }

@@ -2,6 +2,7 @@
 
 use block_types::{Error, ErrorKind, Result};
 
+use crate::mode::Lack;
 use crate::pending::Pending;
 use crate::shared::Shared;
 use crate::worst_case::Demand;
@@ -22,8 +23,15 @@ impl Shared {
     /// # Errors
     /// `OutOfSpace` where the metadata is full and cannot grow; what stopped the pool.
     pub(crate) fn share(&self, change: Demand, frees: bool) -> Result<Share<'_>> {
+        self.check_writable()?;
+        self.share_of_commit(change, frees)
+    }
+
+    /// Likewise, also where writes are refused by choice.
+    pub(crate) fn share_of_commit(&self, change: Demand, frees: bool) -> Result<Share<'_>> {
+        let ticket = self.condition.ticket();
         for _ in 0..2 {
-            self.check_writable()?;
+            self.condition.check_commits()?;
             let mut pending = self.pending.lock();
             if pending.budget.take(change, frees) {
                 return Ok(Share { shared: self, change });
@@ -32,6 +40,7 @@ impl Shared {
             drop(pending);
             self.commit_to(generation)?;
         }
+        self.condition.lacks(Lack::Metadata, ticket);
         Err(metadata_full(&self.name))
     }
 }
@@ -59,5 +68,5 @@ impl Drop for Share<'_> {
 /// The answer to a change whose commit might not find room in the metadata.
 fn metadata_full(pool: &str) -> Error {
     Error::new(ErrorKind::OutOfSpace, pool, "the pool's metadata is full and cannot grow")
-        .advise("free space on its file system, or delete snapshots")
+        .advise("free space on its file system, enlarge its device, or delete snapshots")
 }

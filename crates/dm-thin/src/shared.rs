@@ -1,27 +1,29 @@
 //! What all users of an open pool share: the devices below, the maps in memory, the state.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use block_io::{BlockDevice, LeaseSet};
-use block_types::{Error, ErrorKind, Result};
+use block_types::{Error, Result};
 use parking_lot::{Condvar, Mutex, RwLock};
 use persistent_data::BlockStore;
 
 use crate::allocator::Allocator;
 use crate::commit::Progress;
+use crate::condition::{Condition, Halt};
+use crate::mode::Why;
 use crate::pending::Pending;
 use crate::share::Share;
 use crate::trees::Trees;
 use crate::volume::Core;
 use crate::worst_case::Demand;
-use crate::{BlockSize, DataBlock, DeviceId, GuestBlock, Mapping};
+use crate::{BlockSize, DataBlock, DeviceId, GuestBlock, Mapping, PoolMode};
 
 /// An open pool, as its volumes and its commits see it.
 ///
 /// Locks are taken in this order: a volume's `slow`, a block of it, `trees`, `pending`,
-/// `allocator`.
+/// `allocator`; the condition's own lock is taken last and never held over anything.
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) block_size: BlockSize,
@@ -45,11 +47,8 @@ pub(crate) struct Shared {
     pub(crate) progressed: Condvar,
     /// Whether data and metadata are flushed side by side; off where runs must repeat exactly.
     pub(crate) parallel: bool,
-    /// Whether discarded blocks are given back to the data device.
-    pub(crate) passdown: bool,
-    writable: AtomicBool,
-    /// Why the pool is not writable.
-    reason: Mutex<Option<(ErrorKind, String)>>,
+    /// Its mode, and how it is to behave.
+    pub(crate) condition: Condition,
 }
 
 /// What a pool is made of when it opens.
@@ -61,9 +60,7 @@ pub(crate) struct Parts {
     pub(crate) allocator: Allocator,
     pub(crate) block_size: BlockSize,
     pub(crate) parallel: bool,
-    pub(crate) passdown: bool,
-    /// Why it takes no writes from the start.
-    pub(crate) read_only: Option<(ErrorKind, String)>,
+    pub(crate) condition: Condition,
 }
 
 /// A data block that was taken for a write, with its share of the metadata. Publishing consumes it;
@@ -78,7 +75,6 @@ pub(crate) struct Prepared<'p> {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let committed = parts.pending.generation - 1;
-        let reason = parts.read_only;
         Self {
             name: parts.name,
             block_size: parts.block_size,
@@ -95,49 +91,43 @@ impl Shared {
             progress: Mutex::new(Progress::new(committed)),
             progressed: Condvar::new(),
             parallel: parts.parallel,
-            passdown: parts.passdown,
-            writable: AtomicBool::new(reason.is_none()),
-            reason: Mutex::new(reason),
+            condition: parts.condition,
         }
     }
 
     /// Whether writes are taken.
     pub(crate) fn is_writable(&self) -> bool {
-        self.writable.load(Ordering::SeqCst)
-    }
-
-    /// Why writes are not taken, if they are not.
-    pub(crate) fn reason(&self) -> Option<(ErrorKind, String)> {
-        self.reason.lock().clone()
+        self.condition.is_writable()
     }
 
     /// Checks that writes are taken.
     pub(crate) fn check_writable(&self) -> Result<()> {
-        if self.is_writable() {
-            return Ok(());
-        }
-        let (kind, reason) = self.reason().unwrap_or((ErrorKind::Stopped, "it is closed".into()));
-        Err(Error::new(kind, &*self.name, format!("the pool takes no writes: {reason}")))
+        self.condition.check_writable()
     }
 
-    /// FAIL-STOP: takes no more writes, since `error` leaves open what is durable. The first reason
-    /// stays.
+    /// FAIL-STOP: takes no more writes, since `error` leaves open what is durable. That the
+    /// metadata needs a check is durable before anybody is told; where that cannot be, the pool has
+    /// failed. Must be called without a lock.
     pub(crate) fn stop(&self, error: &Error) {
-        self.stop_as(
-            ErrorKind::Stopped,
-            format!("{error}; what the last commit made durable is kept"),
-        );
         tracing::error!(pool = self.name, "stopped: {error}");
+        let text = format!("{error}; what the last commit made durable is kept");
+        self.condition.halt(Halt::new(Why::Stopped, text));
+        let mut trees = self.trees.lock();
+        let marked = trees.mark_needs_check();
+        drop(trees);
+        if let Err(error) = &marked {
+            tracing::error!(pool = self.name, "failed: {error}");
+        }
+        let mode = if marked.is_ok() { PoolMode::ReadOnly } else { PoolMode::Fail };
+        self.condition.enter_mode(mode);
+        // Whoever waits for a commit is to look again.
+        self.progressed.notify_all();
     }
 
     /// The pool is closed: its volumes answer no more.
     pub(crate) fn close(&self) {
-        self.stop_as(ErrorKind::Stopped, "it is closed".into());
-    }
-
-    fn stop_as(&self, kind: ErrorKind, reason: String) {
-        self.reason.lock().get_or_insert((kind, reason));
-        self.writable.store(false, Ordering::SeqCst);
+        self.condition.halt(Halt::new(Why::Closed, "it is closed"));
+        self.condition.events.end();
     }
 
     /// Takes a data block for `device`, and the metadata that `change`, mapping it, may need.

@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::thread;
 
+use block_io::Ticket;
 use block_types::{Error, ErrorKind, Result};
 use parking_lot::MutexGuard;
 
-use crate::allocator::{Carved, Window};
+use crate::EventKind;
+use crate::allocator::{Allocator, Carved, MarkName, Window};
+use crate::mode::Lack;
 use crate::shared::Shared;
 use crate::{DataBlock, DeviceId};
 
@@ -17,18 +20,54 @@ impl Shared {
     /// # Errors
     /// `OutOfSpace` where none is left, or the file system below has no room for one.
     pub(crate) fn take_block(&self, device: DeviceId) -> Result<DataBlock> {
-        if let Some(block) = self.next_block(device)? {
+        let ticket = self.condition.ticket();
+        // As the kernel does it, a pool that is out of space looks again when there is some, not
+        // at every write.
+        if let Some(lack) = self.condition.is_hopeless(Lack::Data)
+            && !self.pending.lock().frees
+        {
+            return Err(out_of_data_space(&self.name, lack));
+        }
+        if let Some(block) = self.found(self.next_block(device), ticket)? {
             return Ok(block);
         }
         // Blocks that were freed since the last commit come back with it.
         let generation = self.pending.lock().generation;
         self.commit_to(generation)?;
         self.wait_for_reclaim();
-        self.next_block(device)?.ok_or_else(|| out_of_data_space(&self.name))
+        let block = self.found(self.next_block(device), ticket)?;
+        block.ok_or_else(|| {
+            self.condition.lacks(Lack::Data, ticket);
+            out_of_data_space(&self.name, Lack::Data)
+        })
+    }
+
+    /// Notes where the file system below has no room for a block, or has it again.
+    fn found(&self, block: Result<Option<DataBlock>>, ticket: Ticket) -> Result<Option<DataBlock>> {
+        match &block {
+            Ok(Some(_)) if self.condition.is_out_of_data() => self.condition.provide(Lack::Data),
+            Err(error) if error.kind() == ErrorKind::OutOfSpace => {
+                self.condition.lacks(Lack::DataBelow, ticket);
+            }
+            _ => {}
+        }
+        block
+    }
+
+    /// Raises an event for each mark that asking for a block now reaches.
+    fn look_at_marks(&self, allocator: &mut Allocator) {
+        let free = allocator.free();
+        if let Some(mark) = allocator.reach(MarkName::LowWater) {
+            self.condition.events.push(EventKind::LowWater { free, mark });
+        }
+        if let Some(mark) = allocator.reach(MarkName::Alarm) {
+            self.condition.events.push(EventKind::Alarm { free, mark });
+        }
     }
 
     fn next_block(&self, device: DeviceId) -> Result<Option<DataBlock>> {
         let mut allocator = self.allocator.lock();
+        self.look_at_marks(&mut allocator);
         loop {
             if let Some(block) = allocator.take(device) {
                 if allocator.wants_ahead() {
@@ -44,6 +83,10 @@ impl Shared {
                     opened?;
                 }
                 Carved::Opening => self.window_opened.wait(&mut allocator),
+                // The free blocks stand in a window that is being opened for another volume.
+                Carved::Nothing if allocator.free() > 0 => {
+                    self.window_opened.wait(&mut allocator);
+                }
                 Carved::Nothing => return Ok(None),
             }
         }
@@ -93,8 +136,21 @@ fn open_ahead(shared: &Shared) {
     }
 }
 
-/// The answer to a write that needs a block when none is left.
-fn out_of_data_space(pool: &str) -> Error {
-    Error::new(ErrorKind::OutOfSpace, pool, "the pool has no free data block left")
-        .advise("grow it with 'firn pool grow', or delete or discard what is not needed")
+/// The answer to a write that needs a block when there is none.
+fn out_of_data_space(pool: &str, lack: Lack) -> Error {
+    let (problem, advice) = match lack {
+        Lack::Data => (
+            "the pool has no free data block left",
+            "grow it with 'firn pool grow', or delete or discard what is not needed",
+        ),
+        Lack::DataBelow => (
+            "the file system under the pool's data is full",
+            "free space there, or discard what is not needed",
+        ),
+        Lack::Metadata => (
+            "the pool's metadata is full",
+            "grow it with 'firn pool grow --metadata', or delete snapshots",
+        ),
+    };
+    Error::new(ErrorKind::OutOfSpace, pool, problem).advise(advice)
 }

@@ -8,7 +8,9 @@ use persistent_data::btree::{MAX_DEPTH, Node};
 use persistent_data::{BlockStore, MetaBlock};
 
 use crate::trees::blocks_of;
-use crate::{CheckReport, DeviceId, Difference, Discards, GuestBlock, Mapping, Pool};
+use crate::{
+    CheckReport, DeviceId, Difference, Discards, GuestBlock, Mapping, Pool, PoolMode, PoolSettings,
+};
 
 /// How full a pool is, and in what state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +41,15 @@ pub struct PoolStatus {
     pub read_only: Option<String>,
     /// Whether that is not what its opener chose.
     pub degraded: bool,
-    /// What becomes of discarded space.
+    /// Its mode.
+    pub mode: PoolMode,
+    /// How it is to behave.
+    pub settings: PoolSettings,
+    /// What really becomes of discarded space.
     pub discards: Discards,
+    /// Whether a write that finds no space fails at once: by choice, or since others have waited
+    /// for too long.
+    pub fails_at_once: bool,
 }
 
 /// How full a thin device is.
@@ -67,7 +76,7 @@ impl Pool {
         };
         let (free, total) = metadata;
         let data_free = self.shared.allocator.lock().free();
-        let reason = self.shared.reason();
+        let summary = self.shared.condition.summary();
         let pending = self.shared.pending.lock();
         PoolStatus {
             transaction: pending.transaction,
@@ -81,19 +90,24 @@ impl Pool {
             devices: pending.devices.len() as u64,
             held_root: held_root.map(MetaBlock::get),
             needs_check,
-            degraded: reason.as_ref().is_some_and(|(kind, _)| *kind != ErrorKind::ReadOnly),
-            read_only: reason.map(|(_, reason)| reason),
-            discards: self.discards(),
+            degraded: summary
+                .halt
+                .as_ref()
+                .is_some_and(|halt| halt.why.kind() != ErrorKind::ReadOnly),
+            mode: summary.mode,
+            settings: summary.settings,
+            read_only: summary.halt.map(|halt| halt.text),
+            discards: self.discards(summary.settings.features.discards),
+            fails_at_once: summary.fails_at_once,
         }
     }
 
-    fn discards(&self) -> Discards {
+    fn discards(&self, wanted: Discards) -> Discards {
         let limits = self.shared.data.limits();
         // A device that is open for reading takes no discards now, but will.
-        if self.shared.passdown && (limits.discards || limits.read_only) {
-            Discards::PassedDown
-        } else {
-            Discards::Kept
+        match wanted {
+            Discards::PassedDown if !limits.discards && !limits.read_only => Discards::Kept,
+            other => other,
         }
     }
 

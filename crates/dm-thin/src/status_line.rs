@@ -1,9 +1,9 @@
 //! Status lines as `dmsetup status` prints them, to the byte.
 
 use block_types::ByteCount;
-use persistent_data::Transaction;
 
-use crate::{PoolStatus, ThinStatus};
+use crate::metadata_room::low_water;
+use crate::{PoolMode, PoolStatus, ThinStatus};
 
 /// What becomes of the space of blocks that are discarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,27 +31,24 @@ impl PoolStatus {
     /// The pool's line, with the blank that the kernel leaves at its end.
     ///
     /// Metadata in use includes what the kernel keeps for its own commits, so that the figure is
-    /// the one that Linux gives for the same metadata. A pool without a free data block is out of
-    /// data space; the kernel says so only once a write has found that out. A write that finds no
-    /// space fails at once here, as `error_if_no_space` has it.
+    /// the one that Linux gives for the same metadata. As in Linux, a pool is out of data space
+    /// once a write has found that out.
     pub fn line(&self) -> String {
         let held = self.held_root.map_or("-".to_owned(), |block| block.to_string());
-        let mode = if self.degraded {
-            "ro"
-        } else if self.data_used == self.data_total {
-            "out_of_data_space"
-        } else {
-            "rw"
-        };
         let length = ByteCount::new(self.data_total * self.block_size.get()).sectors();
+        if self.mode == PoolMode::Fail {
+            return format!("0 {length} thin-pool Fail");
+        }
         format!(
-            "0 {length} thin-pool {} {}/{} {}/{} {held} {mode} {} error_if_no_space {} {} ",
+            "0 {length} thin-pool {} {}/{} {}/{} {held} {} {} {} {} {} ",
             self.transaction,
             (self.metadata_used + reserve(self.metadata_total)).min(self.metadata_total),
             self.metadata_total,
             self.data_used,
             self.data_total,
+            self.mode.kernel_word(),
             self.discards.word(),
+            if self.fails_at_once { "error_if_no_space" } else { "queue_if_no_space" },
             if self.needs_check { "needs_check" } else { "-" },
             low_water(self.metadata_device),
         )
@@ -74,15 +71,10 @@ fn reserve(total: u64) -> u64 {
     (total / 10).min(4096)
 }
 
-/// Free metadata blocks at which the kernel raises an event, on a device of so many.
-fn low_water(device: u64) -> u64 {
-    (device.min(Transaction::MAX_BLOCKS) / 4).min(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::Discards;
-    use crate::{GuestBlock, PoolStatus, ThinStatus};
+    use crate::{GuestBlock, PoolMode, PoolSettings, PoolStatus, ThinStatus};
     use block_types::ByteCount;
 
     /// A pool as the kernel had it in the metadata of `k61-m2.snaps`.
@@ -101,7 +93,10 @@ mod tests {
             needs_check: false,
             read_only: None,
             degraded: false,
+            mode: PoolMode::Write,
+            settings: PoolSettings::default(),
             discards: Discards::Kept,
+            fails_at_once: false,
         }
     }
 
@@ -109,14 +104,20 @@ mod tests {
     fn a_pool_reads_as_the_kernel_printed_it() {
         let kernel = "0 524288 thin-pool 6 117/1024 301/4096 55 rw no_discard_passdown \
                       queue_if_no_space - 256 ";
-        assert_eq!(kernel_pool().line(), kernel.replace("queue_if", "error_if"));
+        assert_eq!(kernel_pool().line(), kernel);
+        let erring = PoolStatus { fails_at_once: true, ..kernel_pool() };
+        assert_eq!(erring.line(), kernel.replace("queue_if", "error_if"));
     }
 
     #[test]
     fn every_state_has_its_word() {
-        let full = PoolStatus { data_used: 4096, held_root: None, ..kernel_pool() };
+        let mode = PoolMode::OutOfDataSpace;
+        let full = PoolStatus { data_used: 4096, held_root: None, mode, ..kernel_pool() };
         assert!(full.line().contains(" 4096/4096 - out_of_data_space "), "{}", full.line());
-        let broken = PoolStatus { degraded: true, needs_check: true, ..full };
+        let failed = PoolStatus { mode: PoolMode::Fail, ..kernel_pool() };
+        assert_eq!(failed.line(), "0 524288 thin-pool Fail");
+        let mode = PoolMode::ReadOnly;
+        let broken = PoolStatus { mode, needs_check: true, ..full };
         assert!(broken.line().contains(" - ro "), "{}", broken.line());
         assert!(broken.line().ends_with(" needs_check 256 "), "{}", broken.line());
         let full = PoolStatus { metadata_used: 1000, discards: Discards::Ignored, ..kernel_pool() };

@@ -117,6 +117,11 @@ impl Superblock {
         metadata.write_at(&self.bytes[..], ByteOffset::ZERO)
     }
 
+    /// Marks it, from the next write on: only a check may decide if the metadata is sound.
+    pub(crate) fn require_check(&mut self) {
+        self.layout.flags = (self.layout.flags.get() | NEEDS_CHECK).into();
+    }
+
     /// Names another block as that of the metadata snapshot, or none, from the next write on.
     pub(crate) fn hold(&mut self, at: Option<MetaBlock>) {
         self.layout.held_root = at.map_or(0, MetaBlock::get).into();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use block_io::BlockDevice;
-use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
+use block_types::{Error, ErrorKind, Result};
 use persistent_data::btree::{NoRefs, apply, empty, prefetch, release, touch};
 use persistent_data::space_map::COUNTS_PER_BITMAP;
 use persistent_data::{BLOCK_SIZE, BlockStore, DiskSpaceMap, MetaBlock, Transaction};
@@ -34,11 +34,13 @@ const MOST_MAPPED: u64 = Transaction::MAX_BLOCKS * 252;
 
 /// The metadata of one pool.
 pub(crate) struct Trees {
-    metadata: Arc<dyn BlockDevice>,
+    pub(crate) metadata: Arc<dyn BlockDevice>,
     store: Arc<BlockStore>,
-    txn: Transaction,
+    pub(crate) txn: Transaction,
     data_map: DiskSpaceMap,
     superblock: Superblock,
+    /// The superblock as it is durable.
+    durable: Superblock,
     mappings: MetaBlock,
     details: MetaBlock,
     time: Time,
@@ -46,6 +48,8 @@ pub(crate) struct Trees {
     devices: BTreeMap<DeviceId, Device>,
     /// Whether nodes are read side by side; off where runs must repeat exactly.
     parallel: bool,
+    /// Whether it was told that little metadata is left.
+    pub(crate) told_low: bool,
 }
 
 /// What admission says of a batch, in metadata blocks.
@@ -110,6 +114,7 @@ impl Trees {
             store,
             txn,
             data_map,
+            durable: superblock.clone(),
             superblock,
             mappings: roots.mappings,
             details: roots.details,
@@ -117,6 +122,7 @@ impl Trees {
             transaction: roots.transaction,
             devices,
             parallel,
+            told_low: false,
         })
     }
 
@@ -128,6 +134,13 @@ impl Trees {
         promise: Promise,
         freed: &mut Vec<DataBlock>,
     ) -> Result<Roots> {
+        for op in &batch.ops {
+            if let Op::GrowMetadata { blocks } = *op
+                && blocks > self.txn.nr_blocks()
+            {
+                self.txn.extend(blocks)?;
+            }
+        }
         if self.txn.free_blocks() < promise.comfortable {
             self.grow_metadata(promise.comfortable);
         }
@@ -164,6 +177,32 @@ impl Trees {
     /// Ends the transaction: what it freed may be used again.
     pub(crate) fn finish(&mut self) {
         self.txn.finish();
+        self.durable = self.superblock.clone();
+    }
+
+    /// Notes durably that the metadata needs a check, and nothing else: the superblock goes on to
+    /// name what it named when a commit last succeeded. Nothing may be committed afterwards.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(crate) fn mark_needs_check(&mut self) -> Result<()> {
+        let mut marked = self.durable.clone();
+        marked.require_check();
+        let roots = marked.roots();
+        marked.write(&*self.metadata, &roots)?;
+        self.metadata.flush()?;
+        self.durable = marked.clone();
+        self.superblock = marked;
+        Ok(())
+    }
+
+    /// Goes back to what is durable, whatever a commit that failed had begun.
+    ///
+    /// # Errors
+    /// The device's, and what it has to say of damage.
+    pub(crate) fn reopen(&mut self) -> Result<()> {
+        *self = Self::open(Arc::clone(&self.metadata), self.durable.clone(), self.parallel)?;
+        Ok(())
     }
 
     /// The devices as the trees have them.
@@ -210,21 +249,6 @@ impl Trees {
     fn mapped(&self) -> u64 {
         let mapped = self.devices.values().map(|device| device.state.mapped.min(MOST_MAPPED));
         mapped.fold(0, u64::saturating_add).min(MOST_MAPPED)
-    }
-
-    /// Grows the metadata where the device can; where it cannot, admission does its work.
-    fn grow_metadata(&mut self, comfortable: u64) {
-        let now = self.txn.nr_blocks();
-        let wanted = (now + now / 4).max(now + comfortable).min(Transaction::MAX_BLOCKS);
-        if wanted == now {
-            return;
-        }
-        let grown = grow_device(&*self.metadata, wanted).and_then(|()| self.txn.extend(wanted));
-        if let Err(error) = grown
-            && error.kind() != ErrorKind::Unsupported
-        {
-            tracing::warn!("the metadata cannot grow: {error}");
-        }
     }
 
     /// Applies the changes in order; those of mappings between two changes of devices together.
@@ -293,7 +317,7 @@ impl Trees {
         freed: &mut Vec<DataBlock>,
     ) -> Result<()> {
         match op {
-            Op::Map { .. } | Op::HoldRoot => {}
+            Op::Map { .. } | Op::HoldRoot | Op::GrowMetadata { .. } => {}
             Op::ReleaseRoot => self.release_root_held(freed)?,
             Op::Create { id } => {
                 let root = empty::<u64>(&mut self.txn)?;
@@ -434,16 +458,4 @@ fn last_of_each(
 /// Whole metadata blocks of a device, as many as the format can use.
 pub(crate) fn blocks_of(metadata: &dyn BlockDevice) -> u64 {
     (metadata.size().get() / BLOCK_SIZE as u64).min(Transaction::MAX_BLOCKS)
-}
-
-/// Gives `metadata` room for `blocks`, really there.
-fn grow_device(metadata: &dyn BlockDevice, blocks: u64) -> Result<()> {
-    let old = metadata.size();
-    let new = ByteCount::new(blocks * BLOCK_SIZE as u64);
-    if new > old {
-        metadata.resize(new)?;
-    }
-    let start = ByteOffset::new(old.get().min(new.get()));
-    let added = ByteRange::between(start, ByteOffset::new(new.get()));
-    metadata.provision(added)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use block_io::{
-    BlockDevice, Intent, Lease, LeaseSet, Limits, Place, Resolve, ZeroMode, check_range,
+    BlockDevice, Intent, Lease, LeaseSet, Limits, Place, Resolve, Stall, ZeroMode, check_range,
 };
 use block_types::{
     ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Extent, ExtentState, Result,
@@ -15,7 +15,6 @@ use persistent_data::MetaBlock;
 
 use crate::shared::Shared;
 use crate::table::{Lookup, MapTable};
-use crate::write::Fill;
 use crate::{DeviceId, GuestBlock, Mapping, Time};
 
 /// Locks of blocks; blocks whose numbers agree modulo this share one.
@@ -116,7 +115,7 @@ impl ThinVolume {
         check_range(self, range)
     }
 
-    fn check_write(&self, range: ByteRange) -> Result<()> {
+    pub(crate) fn check_write(&self, range: ByteRange) -> Result<()> {
         if self.read_only {
             return Err(Error::new(ErrorKind::ReadOnly, &*self.name, "is open read-only"));
         }
@@ -139,7 +138,7 @@ impl BlockDevice for ThinVolume {
             minimum: self.shared.data.limits().minimum,
             preferred: self.shared.block_size.bytes().min(ByteCount::new(1 << 20)),
             read_only: self.read_only || !self.shared.is_writable(),
-            discards: true,
+            discards: !self.ignores_discards(),
             zeroes_fast: true,
         }
     }
@@ -151,37 +150,18 @@ impl BlockDevice for ThinVolume {
     }
 
     fn write_at(&self, bytes: &[u8], at: ByteOffset) -> Result<()> {
-        let range = ByteRange::new(at, ByteCount::of(bytes));
-        self.check_write(range)?;
-        let _slow = self.core.slow.read();
-        let mut rest = bytes;
-        for piece in range.pieces(self.shared.block_size.bytes()) {
-            let (now, later) = rest.split_at(piece.len.as_usize());
-            self.write_piece(piece, Fill::Bytes(now))?;
-            rest = later;
-        }
-        Ok(())
+        self.patiently(|| self.try_write(bytes, at))
     }
 
     fn zero(&self, range: ByteRange, mode: ZeroMode) -> Result<()> {
-        self.check_write(range)?;
-        if mode.only_if_fast && !mode.may_unmap {
-            let problem = "cannot write zeros fast while keeping the space";
-            return Err(Error::new(ErrorKind::Unsupported, &*self.name, problem));
-        }
-        let _slow = self.core.slow.read();
-        for piece in range.pieces(self.shared.block_size.bytes()) {
-            if mode.may_unmap {
-                self.unmap_or_zero(piece)?;
-            } else {
-                self.write_piece(piece, Fill::Zeros)?;
-            }
-        }
-        Ok(())
+        self.patiently(|| self.try_zero(range, mode))
     }
 
     fn discard(&self, range: ByteRange) -> Result<()> {
         self.check_write(range)?;
+        if self.ignores_discards() {
+            return Ok(());
+        }
         let _slow = self.core.slow.read();
         self.do_discard(range)
     }
@@ -215,6 +195,10 @@ impl BlockDevice for ThinVolume {
     }
 
     fn resolver(&self) -> Option<&dyn Resolve> {
+        Some(self)
+    }
+
+    fn stall(&self) -> Option<&dyn Stall> {
         Some(self)
     }
 }

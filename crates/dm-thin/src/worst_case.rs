@@ -5,6 +5,10 @@
 //! never less than a third full but for the roots (`persistent_data::btree`), which bounds how many
 //! there are.
 
+use persistent_data::space_map::COUNTS_PER_BITMAP;
+
+/// Blocks that one bitmap counts.
+const BITMAP_ENTRIES: u64 = COUNTS_PER_BITMAP as u64;
 /// The most entries of a node, and the fewest that a node keeps: a third.
 const NODE_ENTRIES: u64 = 252;
 const NODE_FEWEST: u64 = 84;
@@ -42,17 +46,25 @@ pub(crate) struct Demand {
     pub(crate) moved: u64,
     /// Devices made, deleted or exchanged.
     pub(crate) devices: u64,
+    /// Bitmaps of data blocks that are added.
+    pub(crate) bitmaps: u64,
 }
 
 impl Demand {
     /// A mapped block gets another data block.
-    pub(crate) const REPLACED: Self = Self { replaced: 1, moved: 0, devices: 0 };
+    pub(crate) const REPLACED: Self = Self { replaced: 1, moved: 0, devices: 0, bitmaps: 0 };
     /// A block is mapped, or not any more.
-    pub(crate) const MOVED: Self = Self { replaced: 0, moved: 1, devices: 0 };
+    pub(crate) const MOVED: Self = Self { replaced: 0, moved: 1, devices: 0, bitmaps: 0 };
 
     /// So many devices change.
     pub(crate) fn devices(count: u64) -> Self {
         Self { devices: count, ..Self::default() }
+    }
+
+    /// The data device has `blocks` more blocks.
+    pub(crate) fn more_data(blocks: u64) -> Self {
+        // The last bitmap may become a full one.
+        Self { devices: 1, bitmaps: blocks.div_ceil(BITMAP_ENTRIES) + 1, ..Self::default() }
     }
 
     pub(crate) fn plus(self, other: Self) -> Self {
@@ -60,6 +72,7 @@ impl Demand {
             replaced: self.replaced + other.replaced,
             moved: self.moved + other.moved,
             devices: self.devices + other.devices,
+            bitmaps: self.bitmaps + other.bitmaps,
         }
     }
 
@@ -68,12 +81,13 @@ impl Demand {
             replaced: self.replaced - other.replaced,
             moved: self.moved - other.moved,
             devices: self.devices - other.devices,
+            bitmaps: self.bitmaps - other.bitmaps,
         }
     }
 
     /// The blocks that a commit of it allocates at worst, in trees of `shape`.
     pub(crate) fn blocks(&self, shape: &TreeShape) -> u64 {
-        if self.replaced == 0 && self.moved == 0 && self.devices == 0 {
+        if *self == Self::default() {
             return 0;
         }
         let (leaves, inner) = self.mapping_nodes(shape);
@@ -84,6 +98,7 @@ impl Demand {
             if may_be_shared { NODE_ENTRIES * leaves } else { 2 * (self.replaced + self.moved) };
         let bitmaps =
             if self.devices > 0 { shape.data_bitmaps } else { shape.data_bitmaps.min(counted) };
+        let bitmaps = bitmaps + self.bitmaps;
         let entries =
             (shape.data_overflow + counted).min(shape.data_allocated + self.replaced + self.moved);
         let overflow = overflow_nodes(entries);

@@ -8,7 +8,7 @@ use block_types::{ByteCount, ByteOffset, ByteRange, Result};
 
 use crate::volume::ThinVolume;
 use crate::worst_case::Demand;
-use crate::{DataBlock, Mapping};
+use crate::{DataBlock, Discards, Mapping};
 
 /// A block is put together and written in pieces of at most this size; a usual block is one piece.
 const PIECE: usize = 1 << 20;
@@ -64,7 +64,7 @@ impl ThinVolume {
     /// Makes `piece`, which lies in one block, read as zeros, and gives up its space if it is the
     /// whole block.
     pub(crate) fn unmap_or_zero(&self, piece: ByteRange) -> Result<()> {
-        if self.covers_block(piece) {
+        if self.covers_block(piece) && !self.ignores_discards() {
             return self.unmap(piece);
         }
         let (block, _) = self.shared.block_size.locate(piece.start);
@@ -82,6 +82,11 @@ impl ThinVolume {
             }
         }
         Ok(())
+    }
+
+    /// Whether space is kept that clients give up.
+    pub(crate) fn ignores_discards(&self) -> bool {
+        self.shared.condition.settings().features.discards == Discards::Ignored
     }
 
     /// Gives up every block of `range`, which lies behind the volume's end.
@@ -122,7 +127,7 @@ impl ThinVolume {
     }
 
     /// Writes data block `new` whole: `len` bytes from `inside` on are `fill`, the rest is what
-    /// `old` holds, or zeros.
+    /// `old` holds, or zeros; or what was there, where a new block need not be zeroed.
     fn write_block(
         &self,
         new: DataBlock,
@@ -137,6 +142,13 @@ impl ThinVolume {
             return self.shared.data.write_at(bytes, start);
         }
         let part = ByteRange::new(ByteOffset::new(inside.get()), len);
+        if old.is_none() && self.shared.condition.settings().features.skip_zeroing {
+            let range = ByteRange::new(start.plus(inside), len);
+            return match fill {
+                Fill::Bytes(bytes) => self.shared.data.write_at(bytes, range.start),
+                Fill::Zeros => self.shared.data.zero(range, ZeroMode::default()),
+            };
+        }
         let whole = ByteRange::new(ByteOffset::ZERO, size.bytes());
         for piece in whole.pieces(ByteCount::new(PIECE as u64)) {
             with_scratch(|scratch| {

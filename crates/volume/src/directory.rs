@@ -141,7 +141,7 @@ impl PoolDirectory {
             transaction: status.transaction,
             volumes: volumes.len() as u64,
             snapshots: volumes.values().map(|entry| entry.snapshots.len() as u64).sum(),
-            mode: if status.degraded { "ro" } else { "rw" }.into(),
+            mode: status.mode.name().into(),
             reason: status.read_only.filter(|_| status.degraded),
             needs_check: status.needs_check,
         }

@@ -24,7 +24,8 @@ pub struct PoolReport {
     pub volumes: u64,
     /// Snapshots of volumes.
     pub snapshots: u64,
-    /// `rw`, or `ro` where the pool takes no writes whoever opens it.
+    /// `rw`, `out_of_data_space`, `out_of_metadata_space`, `ro` or `fail`: what it does with
+    /// writes, whoever opens it.
     pub mode: String,
     /// Why it is not `rw`.
     pub reason: Option<String>,

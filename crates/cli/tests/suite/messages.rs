@@ -23,7 +23,7 @@ fn script(lab: &Lab) {
     let used = lab.json("pool status lab")["metadata-used"].as_u64().unwrap() / 4096;
     // 16 MiB of metadata: 409 of its 4096 blocks count as used from the start.
     let line = format!(
-        "0 2097152 thin-pool 0 {}/4096 0/16384 - rw discard_passdown error_if_no_space - 1024 \n",
+        "0 2097152 thin-pool 0 {}/4096 0/16384 - rw discard_passdown queue_if_no_space - 1024 \n",
         used + 409
     );
     assert_eq!(lab.ok("pool status lab --dm"), line);

@@ -28,7 +28,7 @@ pub(super) struct PoolReport {
     volumes: u64,
     /// How many snapshots there are.
     snapshots: u64,
-    /// `rw` or `ro`.
+    /// `rw`, `out_of_data_space`, `out_of_metadata_space`, `ro` or `fail`.
     mode: String,
     /// Why it is not `rw`.
     reason: Option<String>,

@@ -46,6 +46,8 @@ fn run(disks: &Disks, pool: Arc<Pool>, seed: u64, what: &str) {
     }
     drop(session);
     disks.check(what);
+    let metadata: Arc<dyn BlockDevice> = disks.metadata.clone();
+    dm_thin::clear_needs_check(&metadata).expect("sound");
     let pool = open(disks.metadata.clone(), disks.data.clone()).expect("opened");
     model.survive(&pool).unwrap_or_else(|problem| panic!("{what}: {problem}"));
     let mut session = Session::new(Arc::clone(&pool));

@@ -89,7 +89,7 @@ fn open(metadata: &Path) -> Arc<Pool> {
     let options = FileOptions { cache: CacheMode::Cached, read_only: true };
     let metadata = Arc::new(HostFile::open(metadata, options).expect("opened"));
     let data = Arc::new(MemoryDevice::new("data", ByteCount::new(40_000 * 65_536)));
-    let options = OpenOptions { read_only: true, background: false, passdown: false };
+    let options = OpenOptions { read_only: true, background: false, ..OpenOptions::default() };
     Pool::open("fixture", metadata, data, options).expect("opened")
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use block_io::{BlockDevice, CacheMode, FileOptions, HostFile};
 use block_types::{ByteCount, ByteOffset, Result};
-use dm_thin::{BlockSize, Message, OpenOptions, Pool};
+use dm_thin::{BlockSize, Discards, Message, OpenOptions, Pool};
 use testkit::kernel::Kernel;
 use testkit::peer::peer;
 use testkit::rng::Rng;
@@ -87,9 +87,11 @@ fn device(folder: &Path, name: &str) -> Arc<dyn BlockDevice> {
     Arc::new(HostFile::open(&folder.join(name), options).expect("opened"))
 }
 
-/// A pool without passdown, which the kernel's disks here do not have.
+/// A pool as the kernel has it here, whose disks pass no discards down.
 fn open_files(folder: &Path) -> Arc<Pool> {
-    let options = OpenOptions { passdown: false, ..OpenOptions::default() };
+    let mut options = OpenOptions::default();
+    options.settings.features.discards = Discards::Kept;
+    options.settings.features.error_if_no_space = true;
     Pool::open("pool", device(folder, "metadata"), device(folder, "data"), options).expect("opened")
 }
 

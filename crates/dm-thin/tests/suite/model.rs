@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::common::{Model, Session, formatted, id};
 use block_io::{BlockDevice, MemoryDevice};
 use block_types::{ByteCount, ByteOffset, ByteRange};
-use dm_thin::{BlockSize, Change, OpenOptions, Pool};
+use dm_thin::{BlockSize, Change, Discards, OpenOptions, Pool};
 use testkit::rng::Rng;
 
 fn run(seed: u64) {
@@ -16,11 +16,10 @@ fn run(seed: u64) {
     let mut model = Model::default();
     for _round in 0..4 {
         // Without passing discards down, a block that is used again still holds what it held.
-        let options = OpenOptions {
-            background: false,
-            passdown: seed.is_multiple_of(2),
-            ..OpenOptions::default()
-        };
+        let mut options = OpenOptions { background: false, ..OpenOptions::default() };
+        if !seed.is_multiple_of(2) {
+            options.settings.features.discards = Discards::Kept;
+        }
         let pool = Pool::open("pool", metadata.clone(), data.clone(), options).expect("opened");
         model.compare_live(&pool);
         let mut session = Session::new(Arc::clone(&pool));

@@ -41,6 +41,7 @@ pub(super) fn serve(
         contexts: agreed.contexts,
         socket: socket.as_fd(),
         workers: &shared.workers,
+        stop: Arc::clone(&registration.stop),
     };
     Session::new(equipment, &registration.stop)?.run()
 }

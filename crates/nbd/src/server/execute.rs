@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use block_io::{AlignedBuf, Completion, Interest, IoQueue, Lease, Place, Resolve, Segment};
 use block_types::{Error, ErrorKind, Result};
@@ -86,6 +87,8 @@ pub(super) struct Equipment<'d> {
     pub(super) contexts: Vec<u32>,
     pub(super) socket: BorrowedFd<'d>,
     pub(super) workers: &'d Workers,
+    /// Set from outside when the connection is to end.
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 impl<'d> Engine<'d> {
@@ -104,7 +107,7 @@ impl<'d> Engine<'d> {
             places: Vec::new(),
             segments: Vec::new(),
             workers: with.workers,
-            mailbox: Arc::new(Mailbox::new()?),
+            mailbox: Arc::new(Mailbox::new(with.stop)?),
             jobs: Vec::new(),
             done: Vec::new(),
             outstanding: 0,
@@ -127,6 +130,11 @@ impl<'d> Engine<'d> {
     /// Whether workers have jobs of this connection.
     pub(super) fn awaits_workers(&self) -> bool {
         self.outstanding > 0
+    }
+
+    /// Gives up what waits for long: nobody would read the answer.
+    pub(super) fn give_up_waiting(&self) {
+        self.mailbox.leave();
     }
 
     /// Queues a wait, called `token`, for what the workers do for this connection.

@@ -20,6 +20,7 @@ mod input;
 mod listener;
 mod negotiate;
 mod outbox;
+mod parking;
 mod pool;
 mod read;
 mod registry;

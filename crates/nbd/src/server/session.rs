@@ -91,6 +91,9 @@ impl<'d> Session<'d> {
             if self.engine.is_broken() {
                 self.end();
             }
+            if self.closed {
+                self.engine.give_up_waiting();
+            }
         }
     }
 

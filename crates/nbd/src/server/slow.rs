@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use block_io::{AlignedBuf, ZeroMode};
+use block_io::{AlignedBuf, Attempt, Ticket, ZeroMode};
 use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
 
 use super::context::gather;
@@ -56,6 +56,18 @@ pub(super) enum Outcome {
     Status(Vec<(u32, Vec<StatusExtent>)>),
 }
 
+/// What running a job came to.
+pub(super) enum Run {
+    Done(Done),
+    /// It has to wait, with this ticket.
+    Stalled(Job, Ticket),
+}
+
+enum Performed {
+    Done(Outcome),
+    Stalled(Ticket),
+}
+
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job").field("request", &self.request).finish_non_exhaustive()
@@ -63,19 +75,24 @@ impl fmt::Debug for Job {
 }
 
 impl Job {
-    /// Does it.
-    pub(super) fn run(mut self) -> Done {
+    /// Does it, unless it would have to wait for long.
+    pub(super) fn run(mut self) -> Run {
         // A panic below must not leave the client waiting for an answer, nor end the worker.
         let result = catch_unwind(AssertUnwindSafe(|| self.perform())).unwrap_or_else(|_| {
             let device = self.export.device().name();
             Err(Error::new(ErrorKind::Io, device, "failed in an unexpected way"))
         });
+        let result = match result {
+            Ok(Performed::Stalled(ticket)) => return Run::Stalled(self, ticket),
+            Ok(Performed::Done(outcome)) => Ok(outcome),
+            Err(error) => Err(error),
+        };
         if let Err(error) = &result
             && matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::Stopped)
         {
             tracing::warn!(export = self.export.name(), request = ?self.request, %error, "failed");
         }
-        self.end(result)
+        Run::Done(self.end(result))
     }
 
     /// Gives it up because of `error`.
@@ -91,7 +108,7 @@ impl Job {
         Done { request: self.request, result, buffer }
     }
 
-    fn perform(&mut self) -> Result<Outcome> {
+    fn perform(&mut self) -> Result<Performed> {
         let device = self.export.device();
         let request = &self.request;
         let range = ByteRange::new(request.offset, request.length);
@@ -101,12 +118,30 @@ impl Job {
                 device.read_at(data, range.start)?;
             }
             JobKind::Write(buffer) => {
-                device.write_at(&buffer[..range.len.as_usize()], range.start)?;
+                let bytes = &buffer[..range.len.as_usize()];
+                let attempt = match device.stall() {
+                    Some(stall) => stall.try_write(bytes, range.start)?,
+                    None => device.write_at(bytes, range.start).map(|()| Attempt::Done)?,
+                };
+                if let Attempt::Stalled(ticket) = attempt {
+                    return Ok(Performed::Stalled(ticket));
+                }
             }
-            JobKind::Status(ids) => return status(&self.export, ids, request, range),
+            JobKind::Status(ids) => {
+                return status(&self.export, ids, request, range).map(Performed::Done);
+            }
             JobKind::Bare => match request.command {
                 Command::TRIM => device.discard(range)?,
-                Command::WRITE_ZEROES => device.zero(range, zero_mode(request.flags))?,
+                Command::WRITE_ZEROES => {
+                    let mode = zero_mode(request.flags);
+                    let attempt = match device.stall() {
+                        Some(stall) => stall.try_zero(range, mode)?,
+                        None => device.zero(range, mode).map(|()| Attempt::Done)?,
+                    };
+                    if let Attempt::Stalled(ticket) = attempt {
+                        return Ok(Performed::Stalled(ticket));
+                    }
+                }
                 Command::CACHE => warm(&self.export, range)?,
                 _ => {}
             },
@@ -116,7 +151,7 @@ impl Job {
         if durable {
             device.flush()?;
         }
-        Ok(Outcome::Plain)
+        Ok(Performed::Done(Outcome::Plain))
     }
 }
 

@@ -240,7 +240,11 @@ fn check(dir: &Path, path: &Path) -> Result<()> {
             .advise("write it to a file instead, and repair that"));
     }
     let data = Arc::new(HostFile::open(&Files::of(dir).data, options)?);
-    let options = dm_thin::OpenOptions { read_only: true, background: false, passdown: false };
+    let options = dm_thin::OpenOptions {
+        read_only: true,
+        background: false,
+        ..dm_thin::OpenOptions::default()
+    };
     Pool::open(&dir.display().to_string(), metadata, data, options)?.close()
 }
 

@@ -2,7 +2,7 @@
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, ByteOffset, ByteRange};
-use dm_thin::{OpenOptions, Pool, ThinVolume};
+use dm_thin::{Discards, OpenOptions, Pool, ThinVolume};
 
 use super::{Rig, get, put};
 use crate::common::BLOCK;
@@ -124,7 +124,8 @@ fn discard_to_a_previously_shared_block_does_get_passed_down() {
 fn disable_passdown() {
     let mut rig = Rig::with_volume(64);
     rig.pool.close().expect("closed");
-    let options = OpenOptions { background: false, passdown: false, ..OpenOptions::default() };
+    let mut options = OpenOptions { background: false, ..OpenOptions::default() };
+    options.settings.features.discards = Discards::Kept;
     rig.pool = Pool::open("pool", rig.metadata.clone(), rig.data.clone(), options).expect("opened");
     let volume = rig.volume(0, 64);
     (0..8).try_for_each(|block| put(&volume, block, 9)).expect("written");

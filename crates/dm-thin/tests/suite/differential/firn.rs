@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block_io::{BlockDevice, FaultCalls, FaultPlan, FaultyDevice, MemoryDevice};
 use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind, Result};
-use dm_thin::{BlockSize, OpenOptions, Pool, ThinVolume};
+use dm_thin::{BlockSize, Discards, OpenOptions, Pool, ThinVolume};
 use testkit::peer::peer;
 
 use super::Trace;
@@ -46,7 +46,9 @@ pub(super) fn run(sequence: &Sequence) -> Trace {
 /// Without passdown, which the kernel's disks here do not have; with and without threads.
 fn open(metadata: &Arc<FaultyDevice>, data: &Arc<MemoryDevice>, seed: u64) -> Arc<Pool> {
     let background = seed.is_multiple_of(2);
-    let options = OpenOptions { passdown: false, background, ..OpenOptions::default() };
+    let mut options = OpenOptions { background, ..OpenOptions::default() };
+    options.settings.features.discards = Discards::Kept;
+    options.settings.features.error_if_no_space = true;
     Pool::open("pool", metadata.clone(), data.clone(), options).expect("opened")
 }
 
