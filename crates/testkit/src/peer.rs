@@ -47,6 +47,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("cc", "gcc"),
     ("c++", "g++"),
     ("valgrind", "valgrind"),
+    ("time", "time"),
 ];
 
 /// How long a peer may run unless the test says otherwise.

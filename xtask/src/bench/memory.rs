@@ -44,13 +44,13 @@ pub(super) fn run(lab: &Lab, options: &Options) -> Result<Vec<Line>> {
     Ok(vec![line])
 }
 
-pub(super) fn status(pid: u32) -> Result<String> {
+fn status(pid: u32) -> Result<String> {
     let path = format!("/proc/{pid}/status");
     fs::read_to_string(&path).context(path)
 }
 
 /// A figure of proc(5)'s `status`, in KiB.
-pub(super) fn field(status: &str, name: &str) -> Result<u64> {
+fn field(status: &str, name: &str) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let figure = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
     figure.with_context(|| format!("no {name} in the process's status"))?.parse().context("KiB")

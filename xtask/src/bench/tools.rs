@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -154,26 +153,24 @@ impl Files {
         Ok(Self { metadata, xml, pack, new, output })
     }
 
-    fn command(&self, program: &Path, words: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        for word in words {
-            match *word {
-                "{metadata}" => command.arg(&self.metadata),
-                "{xml}" => command.arg(&self.xml),
-                "{pack}" => command.arg(&self.pack),
-                "{new}" => command.arg(&self.new),
-                word => command.arg(word),
-            };
-        }
-        command
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        let path = |word: &str| match word {
+            "{metadata}" => Some(&self.metadata),
+            "{xml}" => Some(&self.xml),
+            "{pack}" => Some(&self.pack),
+            "{new}" => Some(&self.new),
+            _ => None,
+        };
+        let text = |word: &str| path(word).map(|path| path.display().to_string());
+        words.iter().map(|word| text(word).unwrap_or_else(|| (*word).to_owned())).collect()
     }
 
     /// Runs a tool once, until what it wrote is on the disk.
-    fn run(&self, program: &Path, words: &[&str]) -> Result<Usage> {
+    fn run(&self, program: &PathBuf, words: &[&str]) -> Result<Usage> {
         // The peers write to what is there already.
         File::create(&self.new)?.set_len(fs::metadata(&self.metadata)?.len())?;
         let output = File::create(&self.output)?;
-        let usage = usage::of(self.command(program, words), output)?;
+        let usage = usage::of(program, &self.words(words), output)?;
         let begun = Instant::now();
         [&self.new, &self.output].into_iter().try_for_each(|path| File::open(path)?.sync_all())?;
         Ok(Usage { seconds: usage.seconds + begun.elapsed().as_secs_f64(), ..usage })

@@ -1,17 +1,12 @@
 //! How long a program takes, and how much memory.
 
-use std::fs::File;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-
-use super::memory::{field, status};
-
-/// How often a program's memory is looked at; its peak only grows.
-const POLL: Duration = Duration::from_millis(2);
+use testkit::peer::find;
 
 /// What a program took.
 #[derive(Clone, Copy, Debug)]
@@ -21,55 +16,37 @@ pub(super) struct Usage {
     pub(super) peak: f64,
 }
 
-/// Runs `command` to its end, its output into `output`.
-pub(super) fn of(mut command: Command, output: File) -> Result<Usage> {
-    let line = format!("{command:?}");
+/// Runs a program to its end, its output into `output`.
+pub(super) fn of(program: &PathBuf, words: &[String], output: File) -> Result<Usage> {
+    // GNU time asks the kernel at the end: who looks from outside never sees the last moment.
+    let peak = tempfile::NamedTempFile::new()?;
+    let mut command = Command::new(find("time")?);
+    command.args(["-q", "-f", "%M", "-o"]).arg(peak.path()).arg(program).args(words);
     command.stdin(Stdio::null()).stdout(output).stderr(Stdio::piped());
     let begun = Instant::now();
-    let child = command.spawn().with_context(|| format!("cannot start {line}"))?;
-    let (ended, pid) = (AtomicBool::new(false), child.id());
-    let (output, seconds, peak) = thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(pid, &ended));
-        let output = Child::wait_with_output(child);
-        let seconds = begun.elapsed().as_secs_f64();
-        ended.store(true, Ordering::Relaxed);
-        (output, seconds, watcher.join().expect("the watcher does not panic"))
-    });
-    let output = output?;
+    let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let output = child.wait_with_output()?;
+    let seconds = begun.elapsed().as_secs_f64();
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{line}: {}: {said}", output.status);
-    Ok(Usage { seconds, peak: peak as f64 })
-}
-
-/// The peak of a process's memory, until it has `ended`.
-fn watch(pid: u32, ended: &AtomicBool) -> u64 {
-    let mut peak = 0;
-    while !ended.load(Ordering::Relaxed) {
-        // A process that is gone, or nearly so, has no figure any more.
-        if let Ok(now) = status(pid).and_then(|status| field(&status, "VmHWM")) {
-            peak = peak.max(now);
-        }
-        thread::sleep(POLL);
-    }
-    peak
+    ensure!(output.status.success(), "{command:?}: {}: {said}", output.status);
+    let peak = fs::read_to_string(peak.path())?;
+    Ok(Usage { seconds, peak: peak.trim().parse().context(peak.clone())? })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::path::PathBuf;
 
     #[test]
     fn tells_time_and_memory() {
-        let output = || tempfile::tempfile().unwrap();
-        let mut command = Command::new("sh");
-        command.args(["-c", "x=$(head -c 20000000 /dev/zero | tr '\\0' x); sleep 0.1; echo $x"]);
-        let usage = super::of(command, output()).unwrap();
+        let run = |script: &str| {
+            let words = ["-c", script].map(str::to_owned);
+            super::of(&PathBuf::from("sh"), &words, tempfile::tempfile().unwrap())
+        };
+        let usage = run("x=$(head -c 20000000 /dev/zero | tr '\\0' x); sleep 0.1").unwrap();
         assert!(usage.seconds >= 0.1, "{usage:?}");
         assert!(usage.peak >= 20_000_000.0 / 1024.0, "{usage:?}");
-
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo broken >&2; exit 3"]);
-        let error = super::of(command, output()).unwrap_err().to_string();
+        let error = run("echo broken >&2; exit 3").unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains('3'), "{error}");
     }
 }
