@@ -14,12 +14,12 @@ use persistent_data::{BLOCK_SIZE, MetaBlock};
 use super::leaf::Leaf;
 
 /// Leaves that are read together.
-const BATCH: usize = 256;
+const BATCH: usize = 128;
 /// Blocks that a batch has room for: leaves, and what lies between them.
 const ROOM: u64 = 2 * BATCH as u64;
 /// Blocks between two leaves that are read along rather than begin another request.
 const GAP: u64 = 8;
-/// Batches under way. Each takes 2 MiB.
+/// Batches under way. Each takes 1 MiB.
 const AHEAD: usize = 2;
 
 /// What comes out of a stream.
