@@ -236,10 +236,17 @@ fn every_block_of_a_small_pool_may_be_damaged() {
 fn every_block_of_a_pool_of_linux_may_be_damaged() {
     let folder = tempfile::tempdir().expect("a folder");
     let all = [Damage::Zeroed, Damage::Flipped, Damage::Misplaced];
-    for (name, step) in [("k61-m2.snaps", 1), ("tpt133-restored", 1), ("k61-grown", 9)] {
+    for (name, step) in [
+        ("k61-m1.thin", 1),
+        ("k61-m2.snaps", 1),
+        ("k61-oom", 29),
+        ("k61-grown", 13),
+        ("tpt09-restored", 1),
+        ("tpt133-restored", 1),
+    ] {
         let bytes = fixture::bytes(&format!("thin/{name}.md.gz"));
         let image = Image::new(name, bytes, folder.path());
-        let (damages, step) = if long() { (&all[..], 1) } else { (&all[..1], step) };
+        let (damages, step) = if long() { (&all[..], 1) } else { (&all[..2], step) };
         try_all(&image, damages, step, folder.path());
     }
 }
