@@ -6,6 +6,7 @@ mod common;
 mod crash;
 mod differential;
 mod events;
+mod exhaustion;
 mod faults;
 mod fixtures;
 mod held_root;

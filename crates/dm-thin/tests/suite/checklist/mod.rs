@@ -6,9 +6,12 @@
 //! | creation | `creation` |
 //! | deletion | `deletion` |
 //! | discard | `discard` |
+//! | exhaustion of both spaces, and faults in it | `crate::exhaustion` |
+//! | external_origin | `crate::origin` |
 //! | flush_triggers_commit | `flush_triggers_commit` |
 //! | held_root | `held_root`; what is read of one, in `crate::held_root` |
 //! | metadata_resize, pool_resize | `metadata_resize`, `pool_resize` |
+//! | needs_check, out_of_data_space, read_only | `crate::modes` |
 //! | restore | `restore` |
 //! | snapshot | `snapshot` |
 //! | thin_delta | `crate::tools::delta` |
