@@ -12,6 +12,7 @@ mod cow;
 mod create;
 mod describe;
 mod directory;
+mod dirty;
 mod image;
 mod lock;
 mod messages;
@@ -30,6 +31,7 @@ pub use cow::{
 };
 pub use create::CreateOptions;
 pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
+pub use dirty::{BitmapPart, BitmapStore, Recorder, Tracked};
 pub use dm_thin::{DeviceId, Message};
 pub use image::{
     BackingPolicy, CreateImage, DiskImage, FormatSpecific, ImageCheck, ImageFormat, ImageInfo,

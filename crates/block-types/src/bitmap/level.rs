@@ -45,6 +45,11 @@ impl Level {
             && cell.fetch_or(mask, Ordering::SeqCst) & mask != mask
     }
 
+    /// Whether all of `bits` are set.
+    pub(super) fn has_all(&self, bits: Bits) -> bool {
+        masks(bits).all(|(word, mask)| self.word(word) & mask == mask)
+    }
+
     /// Clears `bits`.
     pub(super) fn clear(&self, bits: Bits) {
         for (word, mask) in masks(bits) {

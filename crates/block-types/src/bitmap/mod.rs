@@ -174,6 +174,11 @@ impl DirtyBitmap {
         self.next_set(bits.start).is_some_and(|next| next < bits.end)
     }
 
+    /// Whether every granule that `range` touches is dirty. Takes no lock.
+    pub fn is_all_dirty(&self, range: ByteRange) -> bool {
+        self.levels[0].has_all(self.touched(range))
+    }
+
     /// The same bitmap for a disk of `size` bytes. A granule that the disk did not reach before, or
     /// not to its end, is dirty (NEVER-UNDER-REPORT): what was cut off and grown again is zeros,
     /// which it may not have been when the bitmap was clean.

@@ -75,6 +75,11 @@ impl DirtyBitmap {
         self.set_bits(self.bits_in(&part));
     }
 
+    /// Clears everything under the bytes `part`.
+    pub fn clear_part(&self, part: Range<u64>) {
+        self.clear_bits(self.bits_in(&part));
+    }
+
     fn bits_in(&self, part: &Range<u64>) -> Bits {
         let limit = |byte: u64| byte.saturating_mul(8).min(self.bits());
         Bits { start: limit(part.start), end: limit(part.end) }

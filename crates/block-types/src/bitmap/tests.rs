@@ -120,6 +120,10 @@ proptest! {
             }
             assert_eq!(runs(&bitmap), model.runs());
         }
+        for (start, end) in model.runs() {
+            assert!(bitmap.is_all_dirty(range(start, end)));
+            assert_eq!(bitmap.is_all_dirty(range(start, size)), end == size);
+        }
         model.holds(&bitmap);
     }
 
