@@ -134,7 +134,9 @@ pub trait Resolve: Send + Sync {
     /// memory, a range past the end. Never blocks and never does I/O.
     ///
     /// While the lease lives, what it covers is neither moved nor given to anybody else. It is to
-    /// be dropped as soon as the I/O is complete: whoever changes mappings waits for it.
+    /// be dropped as soon as the I/O is complete: whoever changes mappings waits for it. It also
+    /// covers what the same device resolves later, while it lives, so who resolves piece by piece
+    /// keeps the first, which may be one of no bytes at all.
     fn resolve<'d>(
         &'d self,
         intent: Intent,

@@ -16,6 +16,9 @@ use parking_lot::Mutex;
 /// Counters per set; threads beyond this number share, which costs them cache misses only.
 const LANES: usize = 32;
 
+/// The most sets that one lease can be of: that of a device, and that of the one below it.
+const MOST_HELD: usize = 2;
+
 /// One lane: the leases of even and of odd epochs.
 type Lane = CachePadded<[AtomicU64; 2]>;
 
@@ -32,8 +35,8 @@ pub struct LeaseSet {
 /// A lease may be dropped by another thread than the one that took it.
 #[derive(Debug)]
 pub struct Lease<'d> {
-    /// The counter to give back to; `None` for places that never move.
-    held: Option<&'d AtomicU64>,
+    /// The counters to give back to; none for places that never move.
+    held: [Option<&'d AtomicU64>; MOST_HELD],
 }
 
 impl Default for LeaseSet {
@@ -60,7 +63,7 @@ impl LeaseSet {
             // one order of SeqCst operations, and so sees it. If not, the drain may have looked
             // already: step back and join the new epoch.
             if self.epoch.load(Ordering::SeqCst) == epoch {
-                return Lease { held: Some(counter) };
+                return Lease { held: [Some(counter), None] };
             }
             counter.fetch_sub(1, Ordering::Release);
         }
@@ -90,13 +93,24 @@ impl LeaseSet {
 impl Lease<'_> {
     /// The lease on places that never move: nobody waits for it.
     pub const fn permanent() -> Self {
-        Self { held: None }
+        Self { held: [None; MOST_HELD] }
+    }
+
+    /// This lease and `other` as one; `None`, with both dropped, where that would hold up more than
+    /// two sets.
+    #[must_use]
+    pub fn and(mut self, mut other: Self) -> Option<Self> {
+        for theirs in other.held.iter_mut().filter(|held| held.is_some()) {
+            let free = self.held.iter_mut().find(|held| held.is_none())?;
+            *free = theirs.take();
+        }
+        Some(self)
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        if let Some(counter) = self.held {
+        for counter in self.held.into_iter().flatten() {
             counter.fetch_sub(1, Ordering::Release);
         }
     }
@@ -148,6 +162,25 @@ mod tests {
         let set = LeaseSet::new();
         let _forever = Lease::permanent();
         set.drain();
+    }
+
+    /// Whether nobody holds a lease on `set`.
+    fn is_free(set: &LeaseSet) -> bool {
+        set.lanes.iter().flat_map(|lane| lane.iter()).all(|held| held.load(Ordering::SeqCst) == 0)
+    }
+
+    #[test]
+    fn a_joined_lease_holds_both_sets_up() {
+        let [upper, lower, third] = [LeaseSet::new(), LeaseSet::new(), LeaseSet::new()];
+        let none = Lease::permanent();
+        let joined = upper.acquire().and(none).and_then(|it| it.and(lower.acquire()));
+        let joined = joined.expect("two sets");
+        assert!(!is_free(&upper) && !is_free(&lower));
+        assert!(joined.and(third.acquire()).is_none(), "three sets in one lease");
+        assert!(is_free(&upper) && is_free(&lower) && is_free(&third));
+        let joined = upper.acquire().and(lower.acquire()).expect("two sets");
+        drop(joined);
+        assert!(is_free(&upper) && is_free(&lower));
     }
 
     /// Readers see a place, use it under a lease; the mutator moves it, drains, and then poisons

@@ -95,6 +95,36 @@ impl Granularity {
     }
 }
 
+impl Clone for DirtyBitmap {
+    fn clone(&self) -> Self {
+        let levels = self.levels.iter().map(|level| Level::new(level.words() * FANOUT)).collect();
+        let (size, granularity) = (self.size, self.granularity);
+        let copy = Self { size, granularity, levels, clearing: RwLock::new(()) };
+        copy.merge(self);
+        copy
+    }
+}
+
+impl PartialEq for DirtyBitmap {
+    fn eq(&self, other: &Self) -> bool {
+        self.size == other.size
+            && self.granularity == other.granularity
+            && self.dirty_runs().eq(other.dirty_runs())
+    }
+}
+
+impl Eq for DirtyBitmap {}
+
+impl fmt::Debug for DirtyBitmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyBitmap")
+            .field("size", &self.size)
+            .field("granularity", &self.granularity)
+            .field("dirty", &self.dirty())
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Display for Granularity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.bytes().fmt(f)

@@ -125,6 +125,10 @@ proptest! {
             assert_eq!(bitmap.is_all_dirty(range(start, size)), end == size);
         }
         model.holds(&bitmap);
+        let copy = bitmap.clone();
+        assert_eq!(copy, bitmap);
+        copy.set(range(0, 1));
+        assert_eq!(copy == bitmap, bitmap.is_dirty(range(0, 1)));
     }
 
     #[test]

@@ -6,14 +6,13 @@
 //! as they are.
 
 use block_io::BlockDevice;
-use block_types::{ByteCount, ByteOffset, ByteRange, Result};
+use block_types::{ByteCount, ByteOffset, ByteRange, DirtyBitmap, Granularity, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::bits::{DirtyBits, GRANULARITY_BITS};
 use super::bytes::{read_clipped, words_of};
 use super::geometry::Geometry;
 use super::header::{Header, corrupt};
-use super::layout::{BitmapHead, BitmapsField, extension, feature};
+use super::layout::{BitmapHead, BitmapsField, LevelsField, extension, feature};
 
 /// The most bitmaps, as in QEMU.
 pub(super) const BITMAP_LIMIT: u32 = 65535;
@@ -21,8 +20,6 @@ pub(super) const BITMAP_LIMIT: u32 = 65535;
 pub(super) const DIRECTORY_LIMIT: u64 = 64 << 20;
 /// The largest table of a bitmap, as in QEMU.
 const TABLE_LIMIT: u32 = 0x800_0000;
-/// The largest content of a bitmap, as in QEMU.
-pub(super) const CONTENT_LIMIT: u64 = 512 << 20;
 /// The bitmap was not stored since it last changed.
 pub(super) const IN_USE: u32 = 1;
 /// The bitmap records changes.
@@ -42,6 +39,12 @@ pub(super) struct Bitmaps {
     pub(super) entries: Vec<Bitmap>,
 }
 
+/// Which bitmaps that are in use are kept, and how coarsely.
+pub(super) struct Levels {
+    region_bits: u8,
+    kept: u64,
+}
+
 /// A bitmap of the directory.
 #[derive(Clone, Debug)]
 pub(super) struct Bitmap {
@@ -53,6 +56,9 @@ pub(super) struct Bitmap {
     pub(super) kind: u8,
     pub(super) flags: u32,
     pub(super) granularity_bits: u8,
+    /// The last consistent level, if it is in use and kept all the same: so many bits, as a power
+    /// of two, are set together. See [`super::recording`].
+    pub(super) level: Option<u8>,
     /// The table of its clusters.
     pub(super) table: ByteRange,
     /// Where its entry begins in the directory.
@@ -81,9 +87,10 @@ impl Bitmaps {
             .ok_or_else(|| bad("the directory lies outside the file or at no cluster's start"))?;
         let mut bytes = vec![0; directory.len.as_usize()];
         read_clipped(file, &mut bytes, at)?;
+        let levels = Levels::of_header(header);
         let entries = parse(&bytes, count)
             .and_then(|heads| {
-                let bitmap = |(place, head, extra, text): Parsed<'_>| {
+                let bitmap = |(index, (place, head, extra, text)): (usize, Parsed<'_>)| {
                     let at = ByteOffset::new(head.table_offset.get());
                     let len = u64::from(head.table_size.get()) * 8;
                     let small = head.table_size.get() <= TABLE_LIMIT;
@@ -91,34 +98,102 @@ impl Bitmaps {
                     let (flags, granularity_bits) = (head.flags.get(), head.granularity_bits);
                     let (text, extra, kind) = (text.to_vec(), extra.to_vec(), head.kind);
                     let name = String::from_utf8_lossy(&text).into_owned();
-                    Some(Bitmap { name, text, extra, kind, flags, granularity_bits, table, place })
+                    let level = levels.of(index).filter(|_| flags & IN_USE != 0);
+                    let entry = Bitmap {
+                        name,
+                        text,
+                        extra,
+                        kind,
+                        flags,
+                        granularity_bits,
+                        level,
+                        table,
+                        place,
+                    };
+                    Some(entry)
                 };
-                heads.into_iter().map(bitmap).collect::<Option<Vec<_>>>()
+                heads.into_iter().enumerate().map(bitmap).collect::<Option<Vec<_>>>()
             })
             .ok_or_else(|| bad("an entry of the directory is cut short or lies outside"))?;
         Ok(Some(Self { directory, bytes, entries }))
     }
 
-    /// The directory with every recording bitmap in use; `None` if that is so already.
-    pub(super) fn marked_in_use(&self) -> Option<Vec<u8>> {
+    /// The directory with every bitmap in use that is to record and that nobody records in, which
+    /// `is_recorded` knows by its name; `None` if that is so already.
+    pub(super) fn marked_in_use(&self, is_recorded: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
+        let mark = |bitmap: &&Bitmap| {
+            bitmap.flags & AUTO != 0 && bitmap.flags & IN_USE == 0 && !is_recorded(&bitmap.name)
+        };
+        let marked: Vec<_> = self.entries.iter().filter(mark).collect();
+        for bitmap in &marked {
+            tracing::warn!(bitmap = bitmap.name, "is inconsistent from now on");
+        }
+        self.with_flags(&marked, |flags| flags | IN_USE)
+    }
+
+    /// The directory with every bitmap consistent that is in use and kept; `None` if there is none.
+    pub(super) fn recovered(&self) -> Option<Vec<u8>> {
+        let kept: Vec<_> = self.entries.iter().filter(|bitmap| bitmap.level.is_some()).collect();
+        self.with_flags(&kept, |flags| flags & !IN_USE)
+    }
+
+    /// The directory with the flags of `some` of its bitmaps changed, if there are any.
+    fn with_flags(&self, some: &[&Bitmap], change: impl Fn(u32) -> u32) -> Option<Vec<u8>> {
         let mut bytes = self.bytes.clone();
-        let mut changed = false;
-        for bitmap in &self.entries {
-            if bitmap.flags & AUTO != 0 && bitmap.flags & IN_USE == 0 {
-                let flags = (bitmap.flags | IN_USE).to_be_bytes();
-                bytes[bitmap.place + 12..bitmap.place + 16].copy_from_slice(&flags);
-                changed = true;
-                tracing::warn!(bitmap = bitmap.name, "is inconsistent from now on");
+        for bitmap in some {
+            let flags = change(bitmap.flags).to_be_bytes();
+            bytes[bitmap.place + 12..bitmap.place + 16].copy_from_slice(&flags);
+        }
+        (!some.is_empty()).then_some(bytes)
+    }
+}
+
+impl Levels {
+    /// The most bitmaps that can be kept: those of the first entries.
+    pub(super) const MOST: usize = 64;
+
+    /// What the header says, if nobody has written the image since who does not know of it.
+    fn of_header(header: &Header) -> Self {
+        let field = header.extensions.get(extension::LEVELS);
+        let field = field.filter(|_| header.autoclear & feature::LEVELS != 0);
+        match field.and_then(|data| LevelsField::read_from_prefix(data).ok()) {
+            Some((field, _)) if field.version == 1 => {
+                Self { region_bits: field.region_bits, kept: field.kept.get() }
+            }
+            _ => Self { region_bits: 0, kept: 0 },
+        }
+    }
+
+    /// The level of the entry at `index`, if that is kept.
+    fn of(&self, index: usize) -> Option<u8> {
+        let is_kept = index < Self::MOST && self.kept >> index & 1 != 0;
+        is_kept.then_some(self.region_bits)
+    }
+
+    /// Has the header say which entries are kept: those that have a level.
+    pub(super) fn enter(header: &mut Header, levels: impl Iterator<Item = Option<u8>>) {
+        let (mut kept, mut region_bits) = (0, 0);
+        for (index, level) in levels.take(Self::MOST).enumerate() {
+            if let Some(level) = level {
+                kept |= 1 << index;
+                region_bits = region_bits.max(level);
             }
         }
-        changed.then_some(bytes)
+        if kept == 0 {
+            header.autoclear &= !feature::LEVELS;
+            header.extensions = header.extensions.without(extension::LEVELS);
+            return;
+        }
+        let field = LevelsField { version: 1, region_bits, reserved: [0; 6], kept: kept.into() };
+        header.autoclear |= feature::LEVELS;
+        header.extensions.set(extension::LEVELS, field.as_bytes().to_vec());
     }
 }
 
 impl Bitmap {
     /// Whether its content is not to be believed.
     pub(super) fn is_inconsistent(&self) -> bool {
-        self.flags & IN_USE != 0
+        self.flags & IN_USE != 0 && self.level.is_none()
     }
 
     /// Whether it records what a guest writes.
@@ -155,34 +230,32 @@ impl Bitmap {
         file: &dyn BlockDevice,
         geometry: Geometry,
         size: ByteCount,
-    ) -> Result<DirtyBits> {
+    ) -> Result<DirtyBitmap> {
         let object = format!("{}, bitmap {}", file.name(), self.name);
         let bad = |problem: &str| Err(corrupt(&object, problem));
-        let granularity_bits = u32::from(self.granularity_bits);
-        if !GRANULARITY_BITS.contains(&granularity_bits) || self.kind != DIRTY_TRACKING {
+        let granularity = Granularity::from_exponent(self.granularity_bits);
+        let Some(granularity) = granularity.filter(|_| self.kind == DIRTY_TRACKING) else {
             return bad("has granules of an impossible size, or is of an unknown type");
-        }
-        let granules = size.get().div_ceil(1 << granularity_bits);
-        let len = ByteCount::new(granules.div_ceil(8));
-        if len.get() > CONTENT_LIMIT || self.table.len.get() / 8 != geometry.clusters(len) {
+        };
+        let Ok(bits) = DirtyBitmap::new(size, granularity) else {
+            return bad("would take more than 512 MiB");
+        };
+        if self.table.len.get() / 8 != geometry.clusters(ByteCount::new(bits.byte_len())) {
             return bad("has a table that is not as long as its disk wants it");
         }
-        let mut bits = DirtyBits::new(size, ByteCount::new(1 << granularity_bits))?;
+        let step = geometry.cluster().get();
         let mut cluster = vec![0; geometry.cluster().as_usize()];
-        let mut from = ByteOffset::ZERO;
-        for word in self.words(file)? {
+        for (from, word) in (0..).step_by(step as usize).zip(self.words(file)?) {
             let at = ByteOffset::new(word & OFFSET);
             if at != ByteOffset::ZERO {
                 if geometry.host_cluster(at).is_none() || at.get() >= file.size().get() {
                     return bad("lies outside the file or at no cluster's start");
                 }
                 read_clipped(file, &mut cluster, at)?;
-                bits.add_bytes(from, &cluster);
+                bits.import(from, &cluster);
             } else if word & ONES != 0 {
-                cluster.fill(0xff);
-                bits.add_bytes(from, &cluster);
+                bits.set_part(from..from + step);
             }
-            from = from.plus(geometry.cluster());
         }
         Ok(bits)
     }

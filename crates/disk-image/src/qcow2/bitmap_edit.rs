@@ -7,13 +7,15 @@
 use std::sync::atomic::Ordering;
 
 use block_io::BlockDevice;
-use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
+use block_types::{
+    ByteCount, ByteOffset, ByteRange, DirtyBitmap, Error, ErrorKind, Granularity, PartContent,
+    Result,
+};
 use zerocopy::IntoBytes;
 
 use super::bitmap::{
-    AUTO, BITMAP_LIMIT, Bitmap, Bitmaps, CONTENT_LIMIT, DIRECTORY_LIMIT, DIRTY_TRACKING, IN_USE,
+    AUTO, BITMAP_LIMIT, Bitmap, Bitmaps, DIRECTORY_LIMIT, DIRTY_TRACKING, IN_USE, Levels,
 };
-use super::bits::DirtyBits;
 use super::bytes::bytes_of;
 use super::exchange::Exchange;
 use super::image::{Gate, Image};
@@ -40,18 +42,19 @@ pub struct BitmapInfo {
 
 /// A bitmap as it is to be.
 pub(super) struct Entry {
-    text: Vec<u8>,
+    pub(super) text: Vec<u8>,
     extra: Vec<u8>,
     kind: u8,
-    flags: u32,
+    pub(super) flags: u32,
     granularity_bits: u8,
-    content: Content,
+    pub(super) level: Option<u8>,
+    pub(super) content: Content,
 }
 
-enum Content {
+pub(super) enum Content {
     /// As it lies there.
     Kept(ByteRange),
-    New(DirtyBits),
+    New(DirtyBitmap),
 }
 
 impl Image {
@@ -74,7 +77,7 @@ impl Image {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Corrupt`], also for one that is inconsistent.
-    pub fn bitmap(&self, name: &str) -> Result<DirtyBits> {
+    pub fn bitmap(&self, name: &str) -> Result<DirtyBitmap> {
         let found = Bitmaps::read(&*self.source.file, &self.header.read())?;
         let entries = found.iter().flat_map(|found| &found.entries);
         let bitmap = entries
@@ -100,7 +103,8 @@ impl Image {
     ) -> Result<()> {
         let [least, largest] = USUAL_GRANULES;
         let usual = self.source.geometry.cluster().get().clamp(least, largest);
-        let bits = DirtyBits::new(self.size(), granularity.unwrap_or(ByteCount::new(usual)))?;
+        let granularity = Granularity::new(granularity.unwrap_or(ByteCount::new(usual)))?;
+        let bits = DirtyBitmap::new(self.size(), granularity)?;
         self.add_bitmap_with(name, recording, bits)
     }
 
@@ -108,7 +112,7 @@ impl Image {
     ///
     /// # Errors
     /// Likewise; [`ErrorKind::Invalid`] also for bits of a disk of another size.
-    pub fn add_bitmap_with(&self, name: &str, recording: bool, bits: DirtyBits) -> Result<()> {
+    pub fn add_bitmap_with(&self, name: &str, recording: bool, bits: DirtyBitmap) -> Result<()> {
         let invalid = |problem: &str| {
             Err(Error::new(ErrorKind::Invalid, self.bitmap_object(name), problem.to_owned()))
         };
@@ -117,9 +121,6 @@ impl Image {
         }
         if bits.size() != self.size() {
             return invalid("is of a disk of another size");
-        }
-        if bits.len().get() > CONTENT_LIMIT {
-            return invalid("would take more than 512 MiB; take larger granules");
         }
         self.change_bitmaps(|entries| {
             if entries.iter().any(|entry| entry.text == name.as_bytes()) {
@@ -130,10 +131,11 @@ impl Image {
                 return invalid("is one too many");
             }
             let flags = if recording { AUTO } else { 0 };
-            let granularity_bits = bits.granularity().get().trailing_zeros() as u8;
+            let granularity_bits = bits.granularity().exponent();
             let (text, extra) = (name.as_bytes().to_vec(), Vec::new());
             let (kind, content) = (DIRTY_TRACKING, Content::New(bits));
-            entries.push(Entry { text, extra, kind, flags, granularity_bits, content });
+            let level = None;
+            entries.push(Entry { text, extra, kind, flags, granularity_bits, level, content });
             Ok(())
         })
     }
@@ -156,7 +158,7 @@ impl Image {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Corrupt`] for one that is inconsistent.
     pub fn clear_bitmap(&self, name: &str) -> Result<()> {
         self.change_content(name, |bits| {
-            bits.clear();
+            bits.clear_all();
             Ok(())
         })
     }
@@ -177,7 +179,7 @@ impl Image {
     ///
     /// # Errors
     /// Likewise; [`ErrorKind::Invalid`] for bits of a disk of another size.
-    pub fn merge_into_bitmap(&self, name: &str, more: &DirtyBits) -> Result<()> {
+    pub fn merge_into_bitmap(&self, name: &str, more: &DirtyBitmap) -> Result<()> {
         self.change_content(name, |bits| {
             if bits.size() != more.size() {
                 let problem = "cannot take what is of a disk of another size";
@@ -191,27 +193,30 @@ impl Image {
     fn change_content(
         &self,
         name: &str,
-        change: impl FnOnce(&mut DirtyBits) -> Result<()>,
+        change: impl FnOnce(&DirtyBitmap) -> Result<()>,
     ) -> Result<()> {
         self.change_bitmaps(|entries| {
             let entry = self.usable(entries, name)?;
-            let mut bits = self.bitmap(name)?;
-            change(&mut bits)?;
+            let bits = self.bitmap(name)?;
+            change(&bits)?;
             entry.content = Content::New(bits);
             Ok(())
         })
     }
 
-    fn usable<'e>(&self, entries: &'e mut [Entry], name: &str) -> Result<&'e mut Entry> {
+    pub(super) fn usable<'e>(&self, entries: &'e mut [Entry], name: &str) -> Result<&'e mut Entry> {
         let found = entries.iter_mut().find(|entry| entry.text == name.as_bytes());
         let entry = found.ok_or_else(|| self.no_bitmap(name))?;
-        if entry.flags & IN_USE != 0 {
+        if entry.flags & IN_USE != 0 && entry.level.is_none() {
             return Err(self.inconsistent(name));
         }
         Ok(entry)
     }
 
-    fn change_bitmaps(&self, change: impl FnOnce(&mut Vec<Entry>) -> Result<()>) -> Result<()> {
+    pub(super) fn change_bitmaps(
+        &self,
+        change: impl FnOnce(&mut Vec<Entry>) -> Result<()>,
+    ) -> Result<()> {
         self.state()?;
         self.check_running()?;
         if self.header.read().version() < 3 {
@@ -243,11 +248,11 @@ impl Image {
             .advise("remove it, and begin anew with a full backup")
     }
 
-    fn no_bitmap(&self, name: &str) -> Error {
+    pub(super) fn no_bitmap(&self, name: &str) -> Error {
         Error::new(ErrorKind::NotFound, self.bitmap_object(name), "does not exist")
     }
 
-    fn bitmap_object(&self, name: &str) -> String {
+    pub(super) fn bitmap_object(&self, name: &str) -> String {
         format!("{}, bitmap {name}", self.source.name)
     }
 }
@@ -260,6 +265,7 @@ fn kept(bitmaps: Option<&Bitmaps>) -> Vec<Entry> {
         kind: bitmap.kind,
         flags: bitmap.flags,
         granularity_bits: bitmap.granularity_bits,
+        level: bitmap.level,
         content: Content::Kept(bitmap.table),
     };
     bitmaps.into_iter().flat_map(|bitmaps| &bitmaps.entries).map(entry).collect()
@@ -281,11 +287,15 @@ impl Exchange<'_> {
             if bitmap.is_inconsistent() || (size == old_size && !records) {
                 continue;
             }
-            let mut bits = bitmap.read(file, image.source.geometry, old_size)?.resized(size)?;
+            let old_bits = bitmap.read(file, image.source.geometry, old_size)?;
+            let bits = DirtyBitmap::new(size, old_bits.granularity())?;
+            bits.merge(&old_bits);
             if records {
-                changed.iter().for_each(|range| bits.mark(*range));
+                for range in changed {
+                    bits.set(*range);
+                }
                 let end = |size: ByteCount| ByteOffset::new(size.get());
-                bits.mark(ByteRange::between(end(old_size.min(size)), end(size)));
+                bits.set(ByteRange::between(end(old_size.min(size)), end(size)));
             }
             entry.content = Content::New(bits);
             touched = true;
@@ -317,7 +327,7 @@ impl Exchange<'_> {
         for entry in new {
             let table = match &entry.content {
                 Content::Kept(table) => *table,
-                Content::New(bits) => self.write_bits(bits)?,
+                Content::New(bits) => self.write_bits(bits, entry.level.is_some())?,
             };
             push_entry(&mut directory, entry, table);
         }
@@ -325,6 +335,7 @@ impl Exchange<'_> {
             let problem = "has no room for more bitmaps in their directory";
             return Err(Error::new(ErrorKind::Invalid, &*self.image().source.name, problem));
         }
+        Levels::enter(&mut self.header, new.iter().map(|entry| entry.level));
         if new.is_empty() {
             self.header.extensions = self.header.extensions.without(extension::BITMAPS);
             self.header.autoclear &= !feature::BITMAPS;
@@ -341,15 +352,20 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Writes the content of a bitmap and its table, and says where that lies.
-    fn write_bits(&mut self, bits: &DirtyBits) -> Result<ByteRange> {
+    /// Writes the content of a bitmap and its table, and says where that lies; with a place also for
+    /// what is clean if it is to be `whole`.
+    fn write_bits(&mut self, bits: &DirtyBitmap, whole: bool) -> Result<ByteRange> {
         let geometry = self.image().source.geometry;
         let mut words = Vec::new();
-        let whole = ByteRange::new(ByteOffset::ZERO, bits.len());
-        for piece in whole.pieces(geometry.cluster()) {
-            let bytes = bits.bytes(piece.start, geometry.cluster());
-            let clean = bytes.iter().all(|byte| *byte == 0);
-            words.push(if clean { 0 } else { self.write_run(bytes)?.get() });
+        let step = geometry.cluster().get();
+        for from in (0..bits.byte_len()).step_by(step as usize) {
+            if !whole && bits.content(from..from + step) == PartContent::Clean {
+                words.push(0);
+                continue;
+            }
+            let mut bytes = vec![0; geometry.cluster().as_usize()];
+            bits.export(from, &mut bytes);
+            words.push(self.write_run(bytes)?.get());
         }
         let len = ByteCount::new(words.len() as u64 * 8);
         let start = if words.is_empty() {

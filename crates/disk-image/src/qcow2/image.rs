@@ -1,5 +1,6 @@
 //! An image as a block device.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -45,6 +46,10 @@ pub struct Image {
     pub(super) prepared: AtomicBool,
     /// Whether the first change of tables has been.
     pub(super) preparing: Mutex<bool>,
+    /// The bitmaps that somebody records in.
+    pub(super) recorded: Mutex<HashSet<String>>,
+    /// Held while bits are put there.
+    pub(super) putting: Mutex<()>,
     /// Whether the space of freed clusters is given back to the file.
     pub(super) discards: bool,
     /// Held while compressed data are placed and written.

@@ -127,6 +127,21 @@ pub(super) struct BitmapHead {
     pub(super) extra_size: U32,
 }
 
+/// The data of the levels extension, which is Firn's own: which bitmaps that are in use hold at
+/// least what has changed. It holds as long as [`feature::LEVELS`] is set.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct LevelsField {
+    /// 1.
+    pub(super) version: u8,
+    /// A bitmap is too coarse by groups of `1 << region_bits` bits at most: the last consistent
+    /// level.
+    pub(super) region_bits: u8,
+    pub(super) reserved: [u8; 6],
+    /// Bit `i` stands for entry `i` of the directory.
+    pub(super) kept: U64,
+}
+
 /// The data of the encryption extension ("Full disk encryption header pointer").
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -144,6 +159,7 @@ const _: () = assert!(size_of::<SnapshotHead>() == 40);
 const _: () = assert!(size_of::<SnapshotExtra>() == 24);
 const _: () = assert!(size_of::<BitmapsField>() == 24);
 const _: () = assert!(size_of::<BitmapHead>() == 24);
+const _: () = assert!(size_of::<LevelsField>() == 16);
 const _: () = assert!(size_of::<EncryptionField>() == 16);
 
 /// Types of header extensions.
@@ -154,6 +170,8 @@ pub(super) mod extension {
     pub(in super::super) const BITMAPS: u32 = 0x2385_2875;
     pub(in super::super) const ENCRYPTION: u32 = 0x0537_be77;
     pub(in super::super) const DATA_FILE: u32 = 0x4441_5441;
+    /// Firn's own: "Firn" in ASCII.
+    pub(in super::super) const LEVELS: u32 = 0x4669_726e;
 }
 
 /// Feature bits.
@@ -172,6 +190,9 @@ pub(super) mod feature {
     pub(in super::super) const BITMAPS: u64 = 1 << 0;
     /// Autoclear.
     pub(in super::super) const RAW_DATA: u64 = 1 << 1;
+    /// Autoclear, and Firn's own: whoever writes the image and does not know it clears it, and so
+    /// says that bitmaps which are in use are not to be believed.
+    pub(in super::super) const LEVELS: u64 = 1 << 40;
     /// Every autoclear feature that is known here.
-    pub(in super::super) const AUTOCLEAR: u64 = BITMAPS | RAW_DATA;
+    pub(in super::super) const AUTOCLEAR: u64 = BITMAPS | RAW_DATA | LEVELS;
 }

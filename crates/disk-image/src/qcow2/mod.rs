@@ -24,7 +24,6 @@
 mod alloc;
 mod bitmap;
 mod bitmap_edit;
-mod bits;
 mod bytes;
 mod check;
 mod commit;
@@ -43,6 +42,7 @@ mod layout;
 mod mapping;
 mod open;
 mod own;
+mod recording;
 mod repair;
 mod resize;
 mod resolve;
@@ -60,7 +60,6 @@ mod write_compressed;
 mod zero;
 
 pub use bitmap_edit::BitmapInfo;
-pub use bits::DirtyBits;
 pub use check::{CheckReport, check};
 pub use create::{CreateOptions, Preallocation, create};
 pub use header::{Compression, Encryption, Header};

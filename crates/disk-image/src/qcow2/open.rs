@@ -18,11 +18,11 @@ use super::geometry::{Geometry, HostCluster, L1Index};
 use super::header::{Header, corrupt};
 use super::image::{CLUSTER_LOCKS, Gate, Image};
 use super::layout::feature;
-use super::repair;
 use super::snapshot_table::SnapshotTable;
 use super::source::Source;
 use super::state::State;
 use super::tree::Tree;
+use super::{recording, repair};
 
 /// Refcount blocks are all read at once if they take at most so many bytes: enough for 2 TiB of
 /// 64 KiB clusters. Others are read as clusters are taken and given up.
@@ -54,7 +54,8 @@ impl Default for OpenOptions {
 
 impl Image {
     /// Opens the image in `file`. Writes nothing before the first write, unless the image was not
-    /// closed by somebody who postpones reference counts: then they are made up for.
+    /// closed by somebody who postpones reference counts: then they are made up for; or bitmaps were
+    /// recorded in when it was last used: then they are made consistent.
     ///
     /// Memory: the L1 table, at most 32 MiB; the refcount table, at most 8 MiB, with its
     /// bookkeeping
@@ -73,6 +74,7 @@ impl Image {
                 repair::rebuild_counts(&file)?;
                 header = Header::read(&*file)?;
             }
+            recording::recover(&*file, &mut header)?;
         }
         let geometry = header.geometry;
         let snapshots = SnapshotTable::read(&*file, &header)?;
@@ -111,6 +113,8 @@ impl Image {
             stopped: OnceLock::new(),
             prepared: AtomicBool::new(false),
             preparing: Mutex::new(false),
+            recorded: Mutex::default(),
+            putting: Mutex::default(),
             discards: options.discards,
             packing: Mutex::new(()),
             views: Mutex::new(Vec::new()),
@@ -131,7 +135,7 @@ impl Image {
         }
         let header = self.header.write();
         if let Some(bitmaps) = Bitmaps::read(&*self.source.file, &header)?
-            && let Some(directory) = bitmaps.marked_in_use()
+            && let Some(directory) = bitmaps.marked_in_use(|name| self.is_recorded(name))
         {
             self.write_durably(&directory, bitmaps.directory.start)?;
         }

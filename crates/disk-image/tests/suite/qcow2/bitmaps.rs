@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use super::common::Folder;
 use block_io::{BlockDevice, CrashWorld, MemoryDevice};
-use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind};
-use disk_image::qcow2::{CreateOptions, DirtyBits, Image, OpenOptions, check, create};
+use block_types::{ByteCount, ByteOffset, ByteRange, DirtyBitmap, ErrorKind, Granularity};
+use disk_image::qcow2::{CreateOptions, Image, OpenOptions, check, create};
 use serde_json::Value;
 use testkit::peer::peer;
 use testkit::rng::Rng;
@@ -15,16 +15,16 @@ use testkit::rng::Rng;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-fn range(start: u64, end: u64) -> ByteRange {
+pub(super) fn range(start: u64, end: u64) -> ByteRange {
     ByteRange::between(ByteOffset::new(start), ByteOffset::new(end))
 }
 
-fn ranges(bits: &DirtyBits) -> Vec<(u64, u64)> {
-    bits.ranges().map(|range| (range.start.get(), range.end().get())).collect()
+pub(super) fn ranges(bits: &DirtyBitmap) -> Vec<(u64, u64)> {
+    bits.dirty_runs().map(|range| (range.start.get(), range.end().get())).collect()
 }
 
 /// What QEMU's server tells of a bitmap: the dirty parts.
-fn qemu_ranges(folder: &Folder, image: &str, bitmap: &str) -> Vec<(u64, u64)> {
+pub(super) fn qemu_ranges(folder: &Folder, image: &str, bitmap: &str) -> Vec<(u64, u64)> {
     let context = format!("--map=qemu:dirty-bitmap:{bitmap}");
     let server = ["[", "qemu-nbd", "-r", "-f", "qcow2", "-B", bitmap, image, "]"];
     let asked = peer("nbdinfo").args(["--json", &context, "--"]).args(server);
@@ -43,7 +43,7 @@ fn qemu_ranges(folder: &Folder, image: &str, bitmap: &str) -> Vec<(u64, u64)> {
 }
 
 /// What qemu-img says of each bitmap: name, granularity, flags.
-fn qemu_list(folder: &Folder, image: &str) -> Vec<(String, u64, Vec<String>)> {
+pub(super) fn qemu_list(folder: &Folder, image: &str) -> Vec<(String, u64, Vec<String>)> {
     let info: Value =
         serde_json::from_str(&folder.img(&format!("info --output=json {image}"))).expect("JSON");
     let list = info["format-specific"]["data"]["bitmaps"].as_array().cloned().unwrap_or_default();
@@ -95,10 +95,10 @@ fn what_firn_writes_qemu_reads() {
         folder.io("a.qcow2", &["write -q 0 1M".into()]);
         let image = open();
         image.add_bitmap("one", None, true).expect("added");
-        let mut bits = DirtyBits::new(image.size(), ByteCount::new(512)).expect("made");
-        bits.mark(range(0, 20 * MIB));
-        bits.mark(range(40 * MIB + 5, 40 * MIB + 6));
-        bits.mark(range(64 * MIB - 1, 64 * MIB));
+        let bits = DirtyBitmap::new(image.size(), Granularity::SMALLEST).expect("made");
+        bits.set(range(0, 20 * MIB));
+        bits.set(range(40 * MIB + 5, 40 * MIB + 6));
+        bits.set(range(64 * MIB - 1, 64 * MIB));
         image.add_bitmap_with("two", false, bits.clone()).expect("added");
         image.merge_into_bitmap("one", &bits).expect("merged");
         image.record_in_bitmap("one", false).expect("stopped");
@@ -208,7 +208,7 @@ fn a_disk_that_changes_its_size_is_recorded() {
 }
 
 /// What an image holds and what its bitmap says, if that is to be believed.
-fn state(file: &Arc<dyn BlockDevice>) -> Result<(Vec<u8>, Option<DirtyBits>), String> {
+fn state(file: &Arc<dyn BlockDevice>) -> Result<(Vec<u8>, Option<DirtyBitmap>), String> {
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let image = Image::open(Arc::clone(file), options).map_err(|error| error.to_string())?;
     let mut bytes = vec![0; image.size().as_usize()];

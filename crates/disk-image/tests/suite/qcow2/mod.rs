@@ -14,6 +14,7 @@ mod model;
 mod pingpong;
 mod random;
 mod read;
+mod recording;
 mod resize;
 mod snapshots;
 mod threads;
