@@ -11,6 +11,7 @@ mod exit;
 mod generate;
 mod image;
 mod job;
+mod keep;
 mod log;
 mod map;
 mod metadata;

@@ -9,6 +9,7 @@ use volume::{CreateOptions, Message, PoolDirectory, PoolReport};
 
 use crate::access::{ask, change};
 use crate::exit::{DONE, Outcome};
+use crate::keep::{Events, Set};
 use crate::metadata::{Check, Delta, Dump, Ls, Pack, Repair, Restore, Rmap, Unpack};
 use crate::output::Output;
 use crate::size::{NewSize, new_size, size};
@@ -19,6 +20,8 @@ pub(crate) enum PoolVerb {
     Create(Create),
     Status(Status),
     Grow(Grow),
+    Set(Set),
+    Events(Events),
     Message(SendMessage),
     Check(Check),
     Dump(Dump),
@@ -96,8 +99,12 @@ pub(crate) struct Grow {
     dir: PathBuf,
 
     /// How much data it may hold, or how much more: 200G, +50G.
-    #[arg(long, value_name = "SIZE", value_parser = new_size)]
-    size: NewSize,
+    #[arg(long, value_name = "SIZE", value_parser = new_size, required_unless_present = "metadata")]
+    size: Option<NewSize>,
+
+    /// How much metadata it may hold. It grows by itself, where it is in a file.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    metadata: Option<ByteCount>,
 }
 
 /// The kernel's status line, as JSON has it.
@@ -122,6 +129,8 @@ pub(crate) fn run(verb: &PoolVerb, output: Output) -> Outcome {
         PoolVerb::Create(create) => create.run(output),
         PoolVerb::Status(status) => status.run(output),
         PoolVerb::Grow(grow) => grow.run(output),
+        PoolVerb::Set(set) => set.run(output),
+        PoolVerb::Events(events) => events.run(output),
         PoolVerb::Message(message) => message.run(output),
         PoolVerb::Check(check) => check.run(output),
         PoolVerb::Dump(dump) => dump.run(output),
@@ -174,8 +183,13 @@ impl SendMessage {
 impl Grow {
     fn run(&self, output: Output) -> Outcome {
         let report = change(&self.dir, |pool| {
-            let now = ByteCount::new(pool.status()?.size);
-            let size = self.size.relative_to(now)?;
+            let mut report = pool.status()?;
+            if let Some(metadata) = self.metadata {
+                report = pool.grow_metadata(metadata)?;
+            }
+            let now = ByteCount::new(report.size);
+            let Some(size) = &self.size else { return Ok(report) };
+            let size = size.relative_to(now)?;
             if size < now {
                 return Err(self.refuse_to_shrink(now, size));
             }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, ErrorKind, Result};
 use volume::{
-    ChangedRange, CheckReport, DeviceId, Message, NodeName, OpenOptions, PoolDirectory, PoolReport,
-    SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, OpenOptions, PoolDirectory,
+    PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::job::JobAccess;
@@ -39,6 +39,21 @@ pub trait PoolAccess: Send + Sync {
 
     /// Makes the pool larger.
     fn grow(&self, size: ByteCount) -> Result<PoolReport>;
+
+    /// Makes room for more metadata.
+    fn grow_metadata(&self, size: ByteCount) -> Result<PoolReport>;
+
+    /// How the pool is to behave.
+    fn settings(&self) -> Result<Settings>;
+
+    /// Changes how the pool is to behave, now and when it is opened next.
+    fn configure(&self, settings: &Settings) -> Result<Settings>;
+
+    /// The events after number `after`; waits for one for `wait` seconds, 30 at most.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if no daemon serves the pool.
+    fn events(&self, after: u64, wait: u64) -> Result<EventList>;
 
     /// Checks the metadata as the last commit left it.
     fn check(&self) -> Result<CheckReport>;
@@ -142,7 +157,7 @@ pub(crate) fn access_within(
     let options = OpenOptions { read_only, cache: CacheMode::default(), holder: "firn".to_owned() };
     loop {
         let busy = match PoolDirectory::open(dir, &options) {
-            Ok(pool) => return Ok(Box::new(LocalPool::new(pool))),
+            Ok(pool) => return Ok(Box::new(LocalPool::new(pool, read_only)?)),
             Err(error) if error.kind() == ErrorKind::Busy => error,
             Err(error) => return Err(error),
         };

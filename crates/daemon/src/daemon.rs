@@ -14,6 +14,7 @@ use volume::{OpenOptions, PoolDirectory};
 
 use crate::control::{self, Control};
 use crate::exports::PoolExports;
+use crate::keeper::Keeper;
 use crate::notify::notify;
 use crate::served::ServedPool;
 use crate::socket::{self, PrivateSocket};
@@ -62,6 +63,7 @@ pub struct Ready {
 pub struct Daemon {
     pub(crate) served: Arc<ServedPool>,
     control: Control,
+    keeper: Option<Keeper>,
     ready: Ready,
     /// Last, so that everything above can still use it.
     runtime: Runtime,
@@ -83,15 +85,15 @@ impl Daemon {
             cache: options.cache,
             holder: "firn serve".to_owned(),
         };
-        let pool = PoolDirectory::open(&options.pool, &open)?;
+        let pool = PoolDirectory::open_for_others(&options.pool, &open)?;
         let path = absolute(&options.pool)?;
         // Under the pool's lock: what lies at these paths now belongs to nobody alive.
         let control_path = options.pool.join(control::SOCKET);
         let control_socket = PrivateSocket::listen(&control_path)?;
         let nbd_path = options.socket.clone().unwrap_or_else(|| options.pool.join(NBD_SOCKET));
         let (listeners, base, tcp) = listen(&nbd_path, options.tcp, options.listen_fds)?;
-        let read_only = options.read_only || pool.status().mode == "ro";
-        let exports = Arc::new(PoolExports::new(Arc::clone(&pool), read_only));
+        let exports = Arc::new(PoolExports::new(Arc::clone(&pool), options.read_only));
+        let keeper = if options.read_only { None } else { Some(Keeper::start(&pool)?) };
         let source = Arc::clone(&exports) as Arc<dyn ExportSource>;
         let server = Server::start(listeners, source, ServerOptions::default())?;
         let jobs = Arc::new(Registry::new());
@@ -102,7 +104,7 @@ impl Daemon {
             nbd_tcp_uri: tcp.map(|uri| uri.to_string()),
             control_socket: absolute(&control_path)?,
         };
-        Ok(Self { served, control, ready, runtime })
+        Ok(Self { served, control, keeper, ready, runtime })
     }
 
     /// Where it is reached.
@@ -127,9 +129,12 @@ impl Daemon {
     /// If the last commit fails.
     pub fn stop(self) -> Result<()> {
         notify("STOPPING=1");
-        let Self { served, mut control, runtime, .. } = self;
+        let Self { served, mut control, keeper, runtime, .. } = self;
         let deadline = Instant::now() + GRACE;
         control.refuse();
+        // Whoever follows the events is answered, too.
+        drop(keeper);
+        served.pool.end_events();
         // Jobs end beside the clients' last requests; what they leave can be taken up again.
         let orderly = std::thread::scope(|scope| {
             let jobs = scope.spawn(|| served.jobs.shutdown(GRACE));

@@ -65,7 +65,8 @@ impl PoolExports {
 
     /// Whether clients are refused every write to `node`.
     pub(crate) fn is_read_only(&self, node: &NodeName) -> bool {
-        self.read_only || node.snapshot.is_some()
+        // Asked anew for each client: a pool that is read-only may become writable.
+        self.read_only || node.snapshot.is_some() || self.pool.status().mode == "ro"
     }
 
     /// Lets nobody have the exports in `scope` until the withdrawal is dropped.

@@ -29,6 +29,7 @@ mod exports;
 mod image;
 mod interrupt;
 mod job;
+mod keeper;
 mod local;
 mod notify;
 mod remote;

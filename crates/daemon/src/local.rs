@@ -6,23 +6,28 @@ use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use jobs::Registry;
 use volume::{
-    ChangedRange, CheckReport, DeviceId, Message, NodeName, PoolDirectory, PoolReport,
-    SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, PoolDirectory, PoolReport,
+    Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
 use crate::job::{self, JobAccess};
+use crate::keeper::Keeper;
 use crate::report::ExportInfo;
 
 /// Access to a pool of our own.
 pub(crate) struct LocalPool {
     pool: Arc<PoolDirectory>,
     jobs: Registry,
+    /// Where the pool grows by itself.
+    _keeper: Option<Keeper>,
 }
 
 impl LocalPool {
-    pub(crate) fn new(pool: Arc<PoolDirectory>) -> Self {
-        Self { pool, jobs: Registry::new() }
+    pub(crate) fn new(pool: Arc<PoolDirectory>, read_only: bool) -> Result<Self> {
+        let grows = !read_only && pool.settings().autogrow.is_some();
+        let keeper = if grows { Some(Keeper::start(&pool)?) } else { None };
+        Ok(Self { pool, jobs: Registry::new(), _keeper: keeper })
     }
 }
 
@@ -41,6 +46,22 @@ impl PoolAccess for LocalPool {
 
     fn grow(&self, size: ByteCount) -> Result<PoolReport> {
         self.pool.grow(size)
+    }
+
+    fn grow_metadata(&self, size: ByteCount) -> Result<PoolReport> {
+        self.pool.grow_metadata(size)
+    }
+
+    fn settings(&self) -> Result<Settings> {
+        Ok(self.pool.settings())
+    }
+
+    fn configure(&self, settings: &Settings) -> Result<Settings> {
+        self.pool.configure(settings)
+    }
+
+    fn events(&self, _after: u64, _wait: u64) -> Result<EventList> {
+        Err(not_served(&self.pool))
     }
 
     fn check(&self) -> Result<CheckReport> {
@@ -117,9 +138,7 @@ impl PoolAccess for LocalPool {
     }
 
     fn exports(&self) -> Result<Vec<ExportInfo>> {
-        let pool = self.pool.path().display();
-        Err(Error::new(ErrorKind::Unsupported, pool.to_string(), "is not being served")
-            .advise(format!("serve it with 'firn serve {pool}'")))
+        Err(not_served(&self.pool))
     }
 
     fn open_device(&self, node: &NodeName, read_only: bool) -> Result<Arc<dyn BlockDevice>> {
@@ -137,4 +156,11 @@ impl PoolAccess for LocalPool {
         }
         self.pool.close()
     }
+}
+
+/// The answer to what only a daemon knows.
+fn not_served(pool: &PoolDirectory) -> Error {
+    let pool = pool.path().display();
+    Error::new(ErrorKind::Unsupported, pool.to_string(), "is not being served")
+        .advise(format!("serve it with 'firn serve {pool}'"))
 }

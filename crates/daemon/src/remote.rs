@@ -8,8 +8,8 @@ use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use hyper::Method;
 use volume::{
-    ChangedRange, CheckReport, DeviceId, DeviceOptions, Message, NodeName, PoolReport,
-    SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, DeviceOptions, EventList, Message, NodeName, PoolReport,
+    Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
@@ -94,6 +94,24 @@ impl PoolAccess for RemotePool {
     fn grow(&self, size: ByteCount) -> Result<PoolReport> {
         let new = NewSize { size: size.get() };
         self.client.send(Method::POST, "/v1/pool/grow", &new).map(|report| self.localized(report))
+    }
+
+    fn grow_metadata(&self, size: ByteCount) -> Result<PoolReport> {
+        let new = NewSize { size: size.get() };
+        let grown = self.client.send(Method::POST, "/v1/pool/grow-metadata", &new);
+        grown.map(|report| self.localized(report))
+    }
+
+    fn settings(&self) -> Result<Settings> {
+        self.client.ask(Method::GET, "/v1/pool/settings")
+    }
+
+    fn configure(&self, settings: &Settings) -> Result<Settings> {
+        self.client.send(Method::PUT, "/v1/pool/settings", settings)
+    }
+
+    fn events(&self, after: u64, wait: u64) -> Result<EventList> {
+        self.client.ask(Method::GET, &format!("/v1/events?after={after}&wait={wait}"))
     }
 
     fn check(&self) -> Result<CheckReport> {

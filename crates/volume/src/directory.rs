@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::create::{self, CreateOptions, Files};
 use crate::lock::PoolLock;
-use crate::{CheckReport, Names, NamesLog, NodeName, PoolReport};
+use crate::{CheckReport, Names, NamesLog, NodeName, PoolReport, Settings};
 
 /// How a pool directory is opened.
 #[derive(Clone, Debug)]
@@ -41,7 +41,8 @@ pub struct PoolDirectory {
     /// One change of devices and names at a time: between a record and its commit nothing else may
     /// move the transaction id.
     pub(crate) names: Mutex<State>,
-    _lock: Option<PoolLock>,
+    pub(crate) settings: Mutex<Settings>,
+    lock: Option<PoolLock>,
 }
 
 pub(crate) struct State {
@@ -65,6 +66,19 @@ impl PoolDirectory {
     /// `NotFound` where there is no pool; `Busy` with name and process of who has it open; as
     /// [`Pool::open`] for what is wrong with its files.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>> {
+        Self::open_with(dir, options, false)
+    }
+
+    /// Opens it likewise, for others to use: a write that finds no space may wait for it, since
+    /// somebody else can provide it.
+    ///
+    /// # Errors
+    /// As [`PoolDirectory::open`].
+    pub fn open_for_others(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>> {
+        Self::open_with(dir, options, true)
+    }
+
+    fn open_with(dir: &Path, options: &OpenOptions, waits: bool) -> Result<Arc<Self>> {
         let files = Files::of(dir);
         if !files.metadata.exists() || !files.data.exists() {
             return Err(no_pool(dir));
@@ -74,6 +88,7 @@ impl PoolDirectory {
             let file = FileOptions { cache, read_only: options.read_only };
             HostFile::open(path, file).map(|file| Arc::new(file) as Arc<dyn BlockDevice>)
         };
+        let settings = Settings::load(dir)?;
         let devices = PoolDevices {
             metadata: open(&files.metadata, CacheMode::Cached)?,
             data: open(&files.data, options.cache)?,
@@ -84,9 +99,14 @@ impl PoolDirectory {
                 false => Some(new_names(&files.names)?),
             },
         };
-        let pool_options =
-            dm_thin::OpenOptions { read_only: options.read_only, ..Default::default() };
-        Self::assemble(dir, devices, pool_options, Some(lock))
+        let pool_options = dm_thin::OpenOptions {
+            read_only: options.read_only,
+            settings: settings.of_pool(),
+            // A policy provides space, too.
+            waits: waits || settings.autogrow.is_some(),
+            ..Default::default()
+        };
+        Self::assemble(dir, devices, pool_options, (settings, Some(lock)))
     }
 
     /// Opens the pool that lies on `devices`, which nobody else may touch. It is called `name`.
@@ -98,26 +118,40 @@ impl PoolDirectory {
         devices: PoolDevices,
         options: dm_thin::OpenOptions,
     ) -> Result<Arc<Self>> {
-        Self::assemble(name, devices, options, None)
+        Self::assemble(name, devices, options, (Settings::default(), None))
     }
 
     fn assemble(
         path: &Path,
         devices: PoolDevices,
         options: dm_thin::OpenOptions,
-        lock: Option<PoolLock>,
+        (settings, lock): (Settings, Option<PoolLock>),
     ) -> Result<Arc<Self>> {
         let name = path.display().to_string();
         let pool = Pool::open(&name, devices.metadata, devices.data, options)?;
-        let read_only = pool.status().read_only.is_some();
+        // What is read-only by its settings may be told otherwise.
+        let chosen = options.settings.features.read_only && !options.read_only;
+        let read_only = pool.status().read_only.is_some() && !chosen;
         let state = State::open(&pool, devices.names, &name)?;
         let names = Mutex::new(state);
-        Ok(Arc::new(Self { path: path.to_owned(), pool, read_only, names, _lock: lock }))
+        let (path, settings) = (path.to_owned(), Mutex::new(settings));
+        Ok(Arc::new(Self { path, pool, read_only, names, settings, lock }))
     }
 
     /// Commits everything and takes no more requests, from devices that are still open neither.
     pub fn close(&self) -> Result<()> {
         self.pool.close()
+    }
+
+    /// Checks that the pool's files are ours to change, in whatever mode the pool is.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        match &self.lock {
+            Some(lock) if lock.is_shared() => {
+                let problem = "is open for reading only";
+                Err(Error::new(ErrorKind::ReadOnly, self.path.display().to_string(), problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The directory.

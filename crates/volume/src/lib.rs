@@ -22,6 +22,8 @@ mod names;
 mod new_file;
 mod open;
 mod report;
+mod settings;
+mod watch;
 
 pub use address::{NodeName, PoolAddress};
 pub use cow::{
@@ -45,3 +47,5 @@ pub use names::{Names, NamesLog, Record, RecordedChange, parse_log};
 pub use new_file::NewFile;
 pub use open::{DeviceOptions, open_device};
 pub use report::{ChangedRange, CheckReport, PoolReport, SnapshotInfo, VolumeInfo};
+pub use settings::{AutoGrow, DiscardSetting, NoSpace, Settings};
+pub use watch::{EventInfo, EventList};

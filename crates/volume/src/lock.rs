@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 #[derive(Debug)]
 pub struct PoolLock {
     _file: File,
+    shared: bool,
 }
 
 impl PoolLock {
@@ -45,7 +46,12 @@ impl PoolLock {
         if !shared {
             write_holder(&mut file, holder).map_err(|error| failed("cannot write", error))?;
         }
-        Ok(Self { _file: file })
+        Ok(Self { _file: file, shared })
+    }
+
+    /// Whether others may have it, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
     }
 }
 

@@ -3,6 +3,7 @@
 //! A handler takes a request apart, has the work done on a thread that may block, and passes the
 //! answer on. A client that goes away in the middle does not stop work that has begun.
 
+mod events;
 mod exports;
 mod extract;
 mod jobs;
@@ -66,6 +67,9 @@ fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
         .routes(routes!(pool::status_line))
         .routes(routes!(pool::message))
         .routes(routes!(pool::grow))
+        .routes(routes!(pool::grow_metadata))
+        .routes(routes!(events::settings, events::configure))
+        .routes(routes!(events::list))
         .routes(routes!(pool::check))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::resize, volumes::delete))

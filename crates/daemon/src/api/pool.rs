@@ -48,6 +48,16 @@ pub(super) async fn grow(
     reply(served, move |served| served.pool.grow(ByteCount::new(new.size))).await
 }
 
+/// Makes room for more metadata. Metadata in a file grows by itself as it is needed.
+#[utoipa::path(post, path = "/v1/pool/grow-metadata", tag = "pool", request_body = NewSize,
+    responses((status = OK, description = "The pool", body = schema::PoolReport), Problem))]
+pub(super) async fn grow_metadata(
+    served: State<Arc<ServedPool>>,
+    Body(new): Body<NewSize>,
+) -> Reply<Json<PoolReport>> {
+    reply(served, move |served| served.pool.grow_metadata(ByteCount::new(new.size))).await
+}
+
 /// Checks the pool's metadata as the last commit left it, while it is served.
 #[utoipa::path(post, path = "/v1/pool/check", tag = "pool",
     responses((status = OK, description = "The findings", body = schema::CheckReport), Problem))]

@@ -86,3 +86,16 @@ pub(crate) struct Compare {
     /// The later node, as `db`.
     pub(crate) to: String,
 }
+
+/// From where on events are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Since {
+    /// The last event that is known already; 0 for none.
+    #[serde(default)]
+    pub(crate) after: u64,
+    /// Seconds to wait for an event.
+    #[serde(default)]
+    pub(crate) wait: u64,
+}

@@ -144,4 +144,62 @@ pub(crate) struct CowReport {
     status_line: String,
     /// The line that `dmsetup table` would print.
     table_line: String,
+
+/// How a pool is to behave.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct Settings {
+    /// What a write does that finds no space: `queue` (wait) or `error`.
+    no_space: String,
+    /// Seconds for which it waits before it fails; 0 for as long as it takes.
+    no_space_timeout: u64,
+    /// What becomes of discards: `passdown`, `keep` or `ignore`.
+    discards: String,
+    /// Whether new blocks read as zeros where they were not written.
+    zero_new_blocks: bool,
+    /// Whether the pool takes no changes.
+    read_only: bool,
+    /// Free data blocks at which an event is raised.
+    low_water: u64,
+    /// When and how the pool grows by itself, if it does.
+    autogrow: Option<AutoGrow>,
+}
+
+/// When and how a pool grows by itself.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct AutoGrow {
+    /// Percent of the data blocks in use at which it grows.
+    threshold: u64,
+    /// By so many percent of its size.
+    step: u64,
+    /// To so many bytes at most.
+    max: Option<u64>,
+}
+
+/// Events in order.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct EventList {
+    /// The events.
+    events: Vec<EventInfo>,
+    /// How many before them were forgotten before anybody asked.
+    lost: u64,
+    /// Whether there will be no more.
+    ended: bool,
+}
+
+/// Something that has happened to a pool.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct EventInfo {
+    /// Its number, counted from 1 since the pool was opened.
+    sequence: u64,
+    /// When, in RFC 3339.
+    at: String,
+    /// `low-water`, `autogrow`, `metadata-low`, `mode`, `no-space-timeout`, `data-grown` or
+    /// `metadata-grown`.
+    event: String,
+    /// The same in a sentence.
+    text: String,
 }
