@@ -39,9 +39,14 @@ pub(crate) struct Served {
 }
 
 impl Lab {
+    /// A directory without a pool.
+    pub(crate) fn empty() -> Self {
+        Self { dir: TempDir::new().unwrap() }
+    }
+
     /// A pool of 4 GiB with these volumes, all of one size.
     pub(crate) fn new(volumes: &[&str], size: &str) -> Self {
-        let lab = Self { dir: TempDir::new().unwrap() };
+        let lab = Self::empty();
         lab.ok("pool create lab --size 4G");
         for volume in volumes {
             lab.ok(&format!("volume create lab/{volume} --size {size}"));
