@@ -4,6 +4,7 @@
 //! everywhere stands in a file of its own: addresses, sizes, output, progress, how it ends.
 
 mod access;
+mod activate;
 mod address;
 mod command;
 mod cow;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use block_types::{ByteCount, Error, ErrorKind, format_size};
 use clap::{Args, Subcommand};
+use dm_thin::PoolTable;
 use serde::Serialize;
 use volume::{CreateOptions, Message, PoolDirectory, PoolReport};
 
@@ -19,6 +20,7 @@ use crate::size::{NewSize, new_size, size};
 pub(crate) enum PoolVerb {
     Create(Create),
     Status(Status),
+    Activate(Activate),
     Grow(Grow),
     Set(Set),
     Events(Events),
@@ -88,6 +90,28 @@ pub(crate) struct SendMessage {
     words: Vec<String>,
 }
 
+/// Make a pool of a table line, as 'dmsetup create NAME --table LINE' does.
+///
+/// The pool lies on any two files or block devices. DIR is made, with links to them; what else is
+/// known of the pool, names and settings, is kept there, and every verb takes DIR from then on.
+/// Metadata that begins with zeros is formatted. Said again with a longer table, the pool grows;
+/// with other features, they hold from then on. To forget the pool, remove DIR: the devices keep
+/// it.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+EXAMPLE
+  firn pool activate lab --table '0 524288 thin-pool /dev/vg/meta /dev/vg/data 128 100'
+  firn serve lab")]
+pub(crate) struct Activate {
+    /// The directory to make.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+
+    /// The table line: 0 SECTORS thin-pool META DATA BLOCK LOWWATER, and features.
+    #[arg(long, value_name = "LINE", value_parser = PoolTable::parse)]
+    table: PoolTable,
+}
+
 /// Make a pool larger.
 ///
 /// Works while it is served. A pool cannot become smaller.
@@ -128,6 +152,7 @@ pub(crate) fn run(verb: &PoolVerb, output: Output) -> Outcome {
     match verb {
         PoolVerb::Create(create) => create.run(output),
         PoolVerb::Status(status) => status.run(output),
+        PoolVerb::Activate(activate) => activate.run(output),
         PoolVerb::Grow(grow) => grow.run(output),
         PoolVerb::Set(set) => set.run(output),
         PoolVerb::Events(events) => events.run(output),
@@ -151,6 +176,16 @@ impl Create {
         let report = ask(&self.dir, |pool| pool.status())?;
         output.done(&report, || {
             format!("{}: created, for up to {}", report.path, bytes(report.size))
+        })?;
+        Ok(DONE)
+    }
+}
+
+impl Activate {
+    fn run(&self, output: Output) -> Outcome {
+        let report = PoolDirectory::activate(&self.dir, &self.table)?;
+        output.done(&report, || {
+            format!("{}: active, for up to {}", report.path, bytes(report.size))
         })?;
         Ok(DONE)
     }

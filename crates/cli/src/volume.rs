@@ -9,6 +9,7 @@ use serde::Serialize;
 use volume::VolumeInfo;
 
 use crate::access::{ask, change};
+use crate::activate::Activate;
 use crate::address::{Device, DeviceAddress, VolumeAddress, volume, volume_or_device};
 use crate::exit::{DONE, Outcome};
 use crate::map::{Discard, Map};
@@ -23,6 +24,7 @@ use crate::transfer::{Export, Import};
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeVerb {
     Create(Create),
+    Activate(Activate),
     List(List),
     Show(Show),
     Resize(Resize),
@@ -144,6 +146,7 @@ pub(crate) struct Deleted {
 pub(crate) fn run(verb: &VolumeVerb, output: Output) -> Outcome {
     match verb {
         VolumeVerb::Create(create) => create.run(output),
+        VolumeVerb::Activate(activate) => activate.run(output),
         VolumeVerb::List(list) => list.run(output),
         VolumeVerb::Show(show) => show.run(output),
         VolumeVerb::Resize(resize) => resize.run(output),

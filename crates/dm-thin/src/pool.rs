@@ -67,16 +67,28 @@ impl Pool {
         data: &dyn BlockDevice,
         block_size: BlockSize,
     ) -> Result<()> {
+        let data_blocks = data.size().get() / block_size.bytes().get();
+        if data_blocks == 0 {
+            let problem = format!("is smaller than one block of {}", block_size.bytes());
+            return Err(Error::new(ErrorKind::Invalid, data.name(), problem));
+        }
+        Self::format_blocks(metadata, data_blocks, block_size)
+    }
+
+    /// Makes an empty pool of the first `data_blocks` blocks of its data device likewise.
+    ///
+    /// # Errors
+    /// `Invalid` where the metadata is too small.
+    pub fn format_blocks(
+        metadata: &Arc<dyn BlockDevice>,
+        data_blocks: u64,
+        block_size: BlockSize,
+    ) -> Result<()> {
         let blocks = blocks_of(&**metadata);
         if blocks < FEWEST_METADATA_BLOCKS {
             let least = ByteCount::new(FEWEST_METADATA_BLOCKS * BLOCK_SIZE as u64);
             let problem = format!("is smaller than the {least} that a pool's metadata needs");
             return Err(Error::new(ErrorKind::Invalid, metadata.name(), problem));
-        }
-        let data_blocks = data.size().get() / block_size.bytes().get();
-        if data_blocks == 0 {
-            let problem = format!("is smaller than one block of {}", block_size.bytes());
-            return Err(Error::new(ErrorKind::Invalid, data.name(), problem));
         }
         Trees::format(metadata, Superblock::new(block_size, blocks), data_blocks)
     }

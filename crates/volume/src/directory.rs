@@ -8,6 +8,7 @@ use block_types::{ByteCount, Error, ErrorKind, Result};
 use dm_thin::{DeviceId, Pool};
 use parking_lot::Mutex;
 
+use crate::activate::Claim;
 use crate::create::{self, CreateOptions, Files};
 use crate::lock::PoolLock;
 use crate::{CheckReport, Names, NamesLog, NodeName, PoolReport, Settings};
@@ -42,6 +43,7 @@ pub struct PoolDirectory {
     /// move the transaction id.
     pub(crate) names: Mutex<State>,
     pub(crate) settings: Mutex<Settings>,
+    _claim: Option<Claim>,
     lock: Option<PoolLock>,
 }
 
@@ -88,6 +90,7 @@ impl PoolDirectory {
             let file = FileOptions { cache, read_only: options.read_only };
             HostFile::open(path, file).map(|file| Arc::new(file) as Arc<dyn BlockDevice>)
         };
+        let claim = Claim::take(&files, options.read_only)?;
         let settings = Settings::load(dir)?;
         let devices = PoolDevices {
             metadata: open(&files.metadata, CacheMode::Cached)?,
@@ -106,7 +109,7 @@ impl PoolDirectory {
             waits: waits || settings.autogrow.is_some(),
             ..Default::default()
         };
-        Self::assemble(dir, devices, pool_options, (settings, Some(lock)))
+        Self::assemble(dir, devices, pool_options, (settings, Some((lock, claim))))
     }
 
     /// Opens the pool that lies on `devices`, which nobody else may touch. It is called `name`.
@@ -125,7 +128,7 @@ impl PoolDirectory {
         path: &Path,
         devices: PoolDevices,
         options: dm_thin::OpenOptions,
-        (settings, lock): (Settings, Option<PoolLock>),
+        (settings, held): (Settings, Option<(PoolLock, Claim)>),
     ) -> Result<Arc<Self>> {
         let name = path.display().to_string();
         let pool = Pool::open(&name, devices.metadata, devices.data, options)?;
@@ -135,7 +138,8 @@ impl PoolDirectory {
         let state = State::open(&pool, devices.names, &name)?;
         let names = Mutex::new(state);
         let (path, settings) = (path.to_owned(), Mutex::new(settings));
-        Ok(Arc::new(Self { path, pool, read_only, names, settings, lock }))
+        let (lock, claim) = held.unzip();
+        Ok(Arc::new(Self { path, pool, read_only, names, settings, _claim: claim, lock }))
     }
 
     /// Commits everything and takes no more requests, from devices that are still open neither.

@@ -6,6 +6,7 @@
 //! pool's transaction id says at open which of the names' records came true, as the kernel's
 //! documentation intends it for volume managers.
 
+mod activate;
 mod address;
 mod changes;
 mod cow;

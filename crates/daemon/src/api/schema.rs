@@ -144,6 +144,7 @@ pub(crate) struct CowReport {
     status_line: String,
     /// The line that `dmsetup table` would print.
     table_line: String,
+}
 
 /// How a pool is to behave.
 #[derive(ToSchema)]

@@ -25,9 +25,10 @@ use crate::daemon::{Daemon, ServeOptions};
 use crate::job::JobInfo;
 
 /// Every request that the API knows; the client, the daemon and the document agree on these.
-const ROUTES: [(&str, &str); 29] = [
+const ROUTES: [(&str, &str); 33] = [
     ("POST", "/v1/devices/{id}/name"),
     ("GET", "/v1/diff"),
+    ("GET", "/v1/events"),
     ("GET", "/v1/exports"),
     ("GET", "/v1/jobs"),
     ("GET", "/v1/jobs/{job}"),
@@ -40,7 +41,10 @@ const ROUTES: [(&str, &str); 29] = [
     ("GET", "/v1/pool"),
     ("POST", "/v1/pool/check"),
     ("POST", "/v1/pool/grow"),
+    ("POST", "/v1/pool/grow-metadata"),
     ("POST", "/v1/pool/message"),
+    ("GET", "/v1/pool/settings"),
+    ("PUT", "/v1/pool/settings"),
     ("GET", "/v1/pool/status-line"),
     ("GET", "/v1/version"),
     ("GET", "/v1/volumes"),
