@@ -134,12 +134,23 @@ impl Pending {
         replaces: bool,
     ) -> Mapping {
         let mapping = Mapping { block, time: self.time };
+        self.enter_mapping(device, at, mapping, replaces);
+        mapping
+    }
+
+    /// Enters a mapping that was accepted before.
+    pub(crate) fn enter_mapping(
+        &mut self,
+        device: DeviceId,
+        at: GuestBlock,
+        mapping: Mapping,
+        replaces: bool,
+    ) {
         self.changed.insert(device, self.generation);
         self.ops.push(Op::Map { device, at, to: Some(mapping) });
         if !replaces && let Some(state) = self.devices.get_mut(&device) {
             state.mapped = state.mapped.saturating_add(1);
         }
-        mapping
     }
 
     /// Enters that a mapped block is not mapped any more.

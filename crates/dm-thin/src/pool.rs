@@ -14,13 +14,16 @@ use crate::allocator::{Allocator, MarkName};
 use crate::commit::{end_background, start_background};
 use crate::condition::{Condition, Halt};
 use crate::mode::Why;
+use crate::origin::Origin;
 use crate::pending::Pending;
 use crate::shared::{Parts, Shared};
 use crate::space::{end_ahead, start_ahead};
 use crate::superblock::Superblock;
 use crate::trees::{Trees, blocks_of};
 use crate::volume::{Core, ThinVolume};
-use crate::{BlockSize, DeviceId, DeviceState, Discards, EventPage, PoolMode, PoolSettings};
+use crate::{
+    BlockSize, DeviceId, DeviceState, Discards, EventPage, ExternalOrigin, PoolMode, PoolSettings,
+};
 
 /// The fewest metadata blocks of a pool, as the kernel's tools have it: 1 MiB.
 const FEWEST_METADATA_BLOCKS: u64 = 256;
@@ -138,13 +141,36 @@ impl Pool {
         size: ByteCount,
         read_only: bool,
     ) -> Result<ThinVolume> {
-        let core = self.core(id, size)?;
+        self.open_volume_over(id, name, size, read_only, None)
+    }
+
+    /// Opens a thin device as a volume that shows `origin` where it maps nothing. The pool keeps no
+    /// origins either: a device has to be opened with the same one, and as much of it, each time,
+    /// and so have its snapshots. One that is open already keeps what it was opened with.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such device.
+    pub fn open_volume_over(
+        &self,
+        id: DeviceId,
+        name: &str,
+        size: ByteCount,
+        read_only: bool,
+        origin: Option<ExternalOrigin>,
+    ) -> Result<ThinVolume> {
+        let core = self.core(id, size, origin)?;
         let shared = Arc::clone(&self.shared);
         Ok(ThinVolume::new(shared, core, name.to_owned(), read_only))
     }
 
     /// What all who have `id` open share.
-    fn core(&self, id: DeviceId, size: ByteCount) -> Result<Arc<Core>> {
+    fn core(
+        &self,
+        id: DeviceId,
+        size: ByteCount,
+        origin: Option<ExternalOrigin>,
+    ) -> Result<Arc<Core>> {
+        let origin = origin.map(Origin::new);
         loop {
             let trees = self.shared.trees.lock();
             let mut open = self.shared.open.lock();
@@ -167,7 +193,7 @@ impl Pool {
                 let object = format!("{}, device {id}", self.shared.name);
                 Error::new(ErrorKind::NotFound, object, "there is no such device in the trees")
             })?;
-            let core = Core::new(id, size, device.root, state.snapshotted);
+            let core = Core::new(id, size, device.root, state.snapshotted, origin);
             open.retain(|_, core| core.strong_count() > 0);
             let core = Arc::new(core);
             open.insert(id, Arc::downgrade(&core));

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
+use block_io::BlockDevice;
 use block_types::{ByteOffset, ByteRange, Error, ErrorKind, Result};
 use persistent_data::MetaBlock;
 use persistent_data::btree::walk;
@@ -22,26 +23,38 @@ impl ThinVolume {
             let _lease = self.shared.leases.acquire();
             let (block, inside) = size.locate(start);
             let room = (size.bytes().get() - inside.get()) as usize;
-            let Some(first) = self.lookup(block)? else {
-                let len = room.min(buffer.len() - done);
-                buffer[done..done + len].fill(0);
-                done += len;
-                continue;
-            };
+            let first = self.lookup(block)?;
             let len = self.run_length(block, first, room, buffer.len() - done)?;
-            let from = size.data_start(first.block).plus(inside);
-            self.shared.data.read_at(&mut buffer[done..done + len], from)?;
+            let part = &mut buffer[done..done + len];
+            match first {
+                Some(first) => {
+                    let from = size.data_start(first.block).plus(inside);
+                    self.shared.data.read_at(part, from)?;
+                }
+                None => self.read_unmapped(part, start)?,
+            }
             done += len;
         }
         Ok(())
     }
 
-    /// How many of `wanted` bytes lie in one run that begins `room` bytes before the end of
-    /// `block`.
+    /// Fills `buffer` with what shows from `at` on, where nothing is mapped.
+    pub(crate) fn read_unmapped(&self, buffer: &mut [u8], at: ByteOffset) -> Result<()> {
+        let Some(origin) = self.core.origin() else {
+            buffer.fill(0);
+            return Ok(());
+        };
+        origin
+            .read(buffer, at)
+            .map_err(|error| error.within(&format!("{}, external origin", self.name())))
+    }
+
+    /// How many of `wanted` bytes lie in one run, mapped as `first` or not at all, that begins
+    /// `room` bytes before the end of `block`.
     fn run_length(
         &self,
         block: GuestBlock,
-        first: Mapping,
+        first: Option<Mapping>,
         room: usize,
         wanted: usize,
     ) -> Result<usize> {
@@ -50,8 +63,8 @@ impl ThinVolume {
         let mut ahead = 1;
         while len < wanted {
             let next = self.lookup(GuestBlock::new(block.get() + ahead))?;
-            let expected = DataBlock::new(first.block.get() + ahead);
-            if next.is_none_or(|next| next.block != expected) {
+            let expected = first.map(|first| DataBlock::new(first.block.get() + ahead));
+            if next.map(|next| next.block) != expected {
                 break;
             }
             len += step;

@@ -12,6 +12,7 @@ use persistent_data::BlockStore;
 use crate::allocator::Allocator;
 use crate::commit::Progress;
 use crate::condition::{Condition, Halt};
+use crate::hydrate::shared_time;
 use crate::mode::Why;
 use crate::pending::Pending;
 use crate::share::Share;
@@ -159,6 +160,39 @@ impl Prepared<'_> {
             self.shared.progressed.notify_all();
         }
         mapping
+    }
+
+    /// Maps `at` of `core`, and of each of `others`, which have a share each, to the block, whose
+    /// data is written: all of them, or, should the power fail, none. Where there are others all of
+    /// them had a snapshot, or are one, and the block counts as shared.
+    pub(crate) fn publish_for_all(
+        self,
+        core: &Core,
+        others: &[&Core],
+        shares: Vec<Share<'_>>,
+        at: GuestBlock,
+    ) {
+        if others.is_empty() {
+            self.publish(core, at);
+            return;
+        }
+        let (shared, block) = (self.shared, self.block);
+        let mut taken = self;
+        let own = taken.share.take().expect("published once");
+        let mut pending = shared.pending.lock();
+        let cores = || std::iter::once(core).chain(others.iter().copied());
+        let snapshotted =
+            cores().filter_map(|core| Some(pending.devices.get(&core.id)?.snapshotted));
+        let mapping = Mapping { block, time: shared_time(snapshotted) };
+        for (core, share) in cores().zip(std::iter::once(own).chain(shares)) {
+            pending.enter_mapping(core.id, at, mapping, false);
+            share.enter(&mut pending);
+            core.table.set(at, Some(mapping));
+            core.dirty.store(pending.generation, Ordering::SeqCst);
+        }
+        if pending.budget.is_strained() {
+            shared.progressed.notify_all();
+        }
     }
 }
 

@@ -57,6 +57,10 @@ impl Stall for ThinVolume {
             return Err(Error::new(ErrorKind::Unsupported, self.name(), problem));
         }
         self.attempt(range, || {
+            if mode.only_if_fast && self.shows_origin(range)? {
+                let problem = "cannot hide what its external origin holds without writing";
+                return Err(Error::new(ErrorKind::Unsupported, self.name(), problem));
+            }
             for piece in range.pieces(self.shared.block_size.bytes()) {
                 if mode.may_unmap {
                     self.unmap_or_zero(piece)?;

@@ -395,11 +395,12 @@ impl Trees {
         touched: &mut Touched,
         freed: &mut Vec<DataBlock>,
     ) -> Result<()> {
+        let mut superseded = Vec::new();
         mappings.sort_by_key(|&(device, at, _)| (device, at));
         for changes in mappings.chunk_by(|one, other| one.0 == other.0) {
             let id = changes[0].0;
             let mut device = self.device(id)?;
-            for changes in last_of_each(changes, freed).chunks(TOGETHER) {
+            for changes in last_of_each(changes, &mut superseded).chunks(TOGETHER) {
                 if self.parallel {
                     let keys: Vec<u64> = changes.iter().map(|change| change.0).collect();
                     prefetch(&self.txn, device.root, &keys)?;
@@ -412,6 +413,9 @@ impl Trees {
             }
             self.put(id, Some(device), touched);
         }
+        // Another device may have been given the same block, and kept it.
+        superseded.retain(|block| self.data_map.get(block.get()) == 0);
+        freed.append(&mut superseded);
         mappings.clear();
         Ok(())
     }
@@ -436,17 +440,17 @@ impl Trees {
 type Touched = BTreeMap<DeviceId, Option<Device>>;
 
 /// Sorted changes of one device with only the last of each block. A block that was mapped and
-/// superseded before any tree saw it is free.
+/// superseded before any tree saw it is free, if it is nobody else's.
 fn last_of_each(
     changes: &[(DeviceId, GuestBlock, Option<Mapping>)],
-    freed: &mut Vec<DataBlock>,
+    superseded: &mut Vec<DataBlock>,
 ) -> Vec<(u64, Option<u64>)> {
     let mut last: Vec<(u64, Option<u64>)> = Vec::with_capacity(changes.len());
     for &(_, at, to) in changes {
         let to = to.map(Mapping::pack);
         match last.last_mut() {
             Some((key, value)) if *key == at.get() => {
-                freed.extend(value.map(|value| Mapping::unpack(value).block));
+                superseded.extend(value.map(|value| Mapping::unpack(value).block));
                 *value = to;
             }
             _ => last.push((at.get(), to)),

@@ -4,17 +4,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use block_io::{
-    BlockDevice, Intent, Lease, LeaseSet, Limits, Place, Resolve, Stall, ZeroMode, check_range,
-};
-use block_types::{
-    ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Extent, ExtentState, Result,
-};
+use block_io::{BlockDevice, LeaseSet, Limits, Resolve, Stall, ZeroMode, check_range};
+use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Extent, Result};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use persistent_data::MetaBlock;
 
+use crate::origin::Origin;
 use crate::shared::Shared;
-use crate::table::{Lookup, MapTable};
+use crate::table::MapTable;
 use crate::{DeviceId, GuestBlock, Mapping, Time};
 
 /// Locks of blocks; blocks whose numbers agree modulo this share one.
@@ -43,6 +40,8 @@ pub(crate) struct Core {
     /// One page is loaded at a time.
     pub(crate) loading: Mutex<()>,
     size: AtomicU64,
+    /// What shows where nothing is mapped; zeros if there is none.
+    origin: Option<Origin>,
 }
 
 /// A thin device that is open.
@@ -56,7 +55,16 @@ pub struct ThinVolume {
 }
 
 impl Core {
-    pub(crate) fn new(id: DeviceId, size: ByteCount, root: MetaBlock, snapshotted: Time) -> Self {
+    pub(crate) fn new(
+        id: DeviceId,
+        size: ByteCount,
+        root: MetaBlock,
+        snapshotted: Time,
+        origin: Option<Origin>,
+    ) -> Self {
+        if let Some(origin) = &origin {
+            origin.cut(size);
+        }
         Self {
             id,
             table: MapTable::new(),
@@ -69,7 +77,13 @@ impl Core {
             blocks: [const { Mutex::new(()) }; BLOCK_LOCKS],
             loading: Mutex::new(()),
             size: AtomicU64::new(size.get()),
+            origin,
         }
+    }
+
+    /// What shows where nothing is mapped, unless that is zeros throughout.
+    pub(crate) fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref().filter(|origin| !origin.is_freed())
     }
 
     /// Whether a write to the mapped block must go to a new one. Conservative: a mapping from
@@ -96,8 +110,12 @@ impl Core {
         ByteCount::new(self.size.load(Ordering::SeqCst))
     }
 
+    /// Changes the size. What was cut off of an external origin does not come back.
     pub(crate) fn set_size(&self, size: ByteCount) {
         self.size.store(size.get(), Ordering::SeqCst);
+        if let Some(origin) = &self.origin {
+            origin.cut(size);
+        }
     }
 }
 
@@ -109,6 +127,11 @@ impl ThinVolume {
     /// The device's number in its pool.
     pub fn id(&self) -> DeviceId {
         self.core.id
+    }
+
+    /// Whether writes are taken at all.
+    pub(crate) fn takes_writes(&self) -> bool {
+        !self.read_only && self.shared.is_writable()
     }
 
     fn check(&self, range: ByteRange) -> Result<()> {
@@ -137,9 +160,10 @@ impl BlockDevice for ThinVolume {
         Limits {
             minimum: self.shared.data.limits().minimum,
             preferred: self.shared.block_size.bytes().min(ByteCount::new(1 << 20)),
-            read_only: self.read_only || !self.shared.is_writable(),
+            read_only: !self.takes_writes(),
             discards: !self.ignores_discards(),
-            zeroes_fast: true,
+            // Over an external origin zeros may have to be written to hide it.
+            zeroes_fast: self.core.origin().is_none(),
         }
     }
 
@@ -201,116 +225,4 @@ impl BlockDevice for ThinVolume {
     fn stall(&self) -> Option<&dyn Stall> {
         Some(self)
     }
-}
-
-impl Resolve for ThinVolume {
-    fn resolve<'d>(
-        &'d self,
-        intent: Intent,
-        range: ByteRange,
-        places: &mut Vec<Place<'d>>,
-    ) -> Option<Lease<'d>> {
-        let writes = intent == Intent::Write;
-        if writes && (self.read_only || !self.shared.is_writable()) {
-            return None;
-        }
-        // The lease first: what is read below it, a snapshot or a rollback changed either before
-        // its drain began, and then it is seen, or waits for the lease.
-        let lease = self.shared.leases.acquire();
-        if self.core.gate.load(Ordering::SeqCst) || range.end().get() > self.core.size().get() {
-            return None;
-        }
-        let before = places.len();
-        let whole = self.resolve_blocks(intent, range, places);
-        if whole.is_none() {
-            places.truncate(before);
-        }
-        whole.map(|()| lease)
-    }
-}
-
-impl ThinVolume {
-    fn resolve_blocks<'d>(
-        &'d self,
-        intent: Intent,
-        range: ByteRange,
-        places: &mut Vec<Place<'d>>,
-    ) -> Option<()> {
-        let writes = intent == Intent::Write;
-        let resolver = self.shared.data.resolver()?;
-        let size = self.shared.block_size;
-        // Neighbours on the data device are asked for together.
-        let mut run = ByteRange::default();
-        for piece in range.pieces(size.bytes()) {
-            let (block, inside) = size.locate(piece.start);
-            let at = match self.core.table.get(block) {
-                Lookup::Mapped(mapping) if !(writes && self.core.is_shared(mapping)) => {
-                    size.data_start(mapping.block).plus(inside)
-                }
-                Lookup::Unmapped if !writes => {
-                    push_run(resolver, intent, &mut run, places)?;
-                    places.push(Place { file: None, at: ByteOffset::ZERO, len: piece.len });
-                    continue;
-                }
-                Lookup::Mapped(_) | Lookup::Unmapped | Lookup::Unloaded => return None,
-            };
-            if !run.is_empty() && run.end() == at {
-                run = ByteRange::between(run.start, at.plus(piece.len));
-            } else {
-                push_run(resolver, intent, &mut run, places)?;
-                run = ByteRange::new(at, piece.len);
-            }
-        }
-        push_run(resolver, intent, &mut run, places)
-    }
-
-    /// Reports mapped blocks as data and all others as holes, neighbours joined.
-    fn do_extents(
-        &self,
-        range: ByteRange,
-        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let mut open: Option<Extent> = None;
-        let size = self.shared.block_size;
-        for piece in range.pieces(size.bytes()) {
-            let state = match self.lookup(size.locate(piece.start).0)? {
-                Some(_) => ExtentState::Data,
-                None => ExtentState::Hole,
-            };
-            open = match open {
-                Some(extent) if extent.state == state => {
-                    let range = ByteRange::between(extent.range.start, piece.end());
-                    Some(Extent { range, state })
-                }
-                Some(done) => {
-                    if each(done).is_break() {
-                        return Ok(());
-                    }
-                    Some(Extent { range: piece, state })
-                }
-                None => Some(Extent { range: piece, state }),
-            };
-        }
-        if let Some(last) = open {
-            // The walk is over whatever the answer is.
-            let _ = each(last);
-        }
-        Ok(())
-    }
-}
-
-/// Resolves the run that has gathered, if there is one.
-fn push_run<'d>(
-    resolver: &'d dyn Resolve,
-    intent: Intent,
-    run: &mut ByteRange,
-    places: &mut Vec<Place<'d>>,
-) -> Option<()> {
-    if run.is_empty() {
-        return Some(());
-    }
-    // The data device's places do not move while the pool is open; the volume's lease says who may
-    // use them.
-    let _permanent = resolver.resolve(intent, std::mem::take(run), places)?;
-    Some(())
 }

@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
 use block_io::{AlignedBuf, ZeroMode};
-use block_types::{ByteCount, ByteOffset, ByteRange, Result};
+use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind, Result};
 
 use crate::volume::ThinVolume;
 use crate::worst_case::Demand;
-use crate::{DataBlock, Discards, Mapping};
+use crate::{DataBlock, Discards, GuestBlock, Mapping};
 
 /// A block is put together and written in pieces of at most this size; a usual block is one piece.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// What a part of a block is to hold.
 #[derive(Clone, Copy)]
@@ -20,6 +20,13 @@ pub(crate) enum Fill<'b> {
     Bytes(&'b [u8]),
     /// Zeros.
     Zeros,
+}
+
+/// What a block held before a write: what its mapping says, or what shows where there is none.
+#[derive(Clone, Copy)]
+struct Old {
+    block: GuestBlock,
+    mapping: Option<Mapping>,
 }
 
 thread_local! {
@@ -55,15 +62,18 @@ impl ThinVolume {
         }
         let change = if old.is_some() { Demand::REPLACED } else { Demand::MOVED };
         let prepared = self.shared.prepare(self.core.id, change)?;
-        self.write_block(prepared.block(), old, inside, piece.len, fill)?;
+        self.write_block(prepared.block(), Old { block, mapping: old }, inside, piece.len, fill)?;
         // DATA-FIRST: the block is written; what makes the mapping durable flushes the data before.
         prepared.publish(&self.core, block);
         Ok(())
     }
 
     /// Makes `piece`, which lies in one block, read as zeros, and gives up its space if it is the
-    /// whole block.
+    /// whole block and nothing of an external origin shows instead.
     pub(crate) fn unmap_or_zero(&self, piece: ByteRange) -> Result<()> {
+        if self.shows_origin(piece)? {
+            return self.write_piece(piece, Fill::Zeros);
+        }
         if self.covers_block(piece) && !self.ignores_discards() {
             return self.unmap(piece);
         }
@@ -74,10 +84,16 @@ impl ThinVolume {
         self.write_piece(piece, Fill::Zeros)
     }
 
-    /// Gives up the whole blocks of `range`; parts of blocks stay as they are.
+    /// Gives up the whole blocks of `range`; parts of blocks stay as they are, and so does what
+    /// would uncover an external origin.
     pub(crate) fn do_discard(&self, range: ByteRange) -> Result<()> {
         for piece in range.pieces(self.shared.block_size.bytes()) {
-            if self.covers_block(piece) {
+            if !self.covers_block(piece) {
+                continue;
+            }
+            if self.shows_origin(piece)? {
+                self.give_back_below(piece)?;
+            } else {
                 self.unmap(piece)?;
             }
         }
@@ -87,6 +103,29 @@ impl ThinVolume {
     /// Whether space is kept that clients give up.
     pub(crate) fn ignores_discards(&self) -> bool {
         self.shared.condition.settings().features.discards == Discards::Ignored
+    }
+
+    /// Whether such space goes back to the data device.
+    fn passes_discards_down(&self) -> bool {
+        self.shared.condition.settings().features.discards == Discards::PassedDown
+    }
+
+    /// Gives the space of a block back to what the data device lies on, and keeps the block: it
+    /// reads as zeros then. One that is shared stays as it is, and so does every block of a data
+    /// device that would have to write the zeros.
+    fn give_back_below(&self, piece: ByteRange) -> Result<()> {
+        let (block, _) = self.shared.block_size.locate(piece.start);
+        let _alone = self.core.lock_block(block);
+        let mapping = self.lookup(block)?;
+        // SNAPSHOT-FIXED: as for a write in place.
+        let _lease = self.shared.leases.acquire();
+        let own = mapping.filter(|mapping| !self.core.is_shared(*mapping));
+        let Some(mapping) = own.filter(|_| self.passes_discards_down()) else { return Ok(()) };
+        let mode = ZeroMode { may_unmap: true, only_if_fast: true };
+        match self.shared.data.zero(self.host_range(mapping, piece), mode) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            done => done,
+        }
     }
 
     /// Gives up every block of `range`, which lies behind the volume's end.
@@ -126,12 +165,12 @@ impl ThinVolume {
         Ok(())
     }
 
-    /// Writes data block `new` whole: `len` bytes from `inside` on are `fill`, the rest is what
-    /// `old` holds, or zeros; or what was there, where a new block need not be zeroed.
+    /// Writes data block `new` whole: `len` bytes from `inside` on are `fill`, the rest is what the
+    /// block held; or what was there, where a new block need not be zeroed and nothing shows.
     fn write_block(
         &self,
         new: DataBlock,
-        old: Option<Mapping>,
+        old: Old,
         inside: ByteCount,
         len: ByteCount,
         fill: Fill<'_>,
@@ -142,7 +181,8 @@ impl ThinVolume {
             return self.shared.data.write_at(bytes, start);
         }
         let part = ByteRange::new(ByteOffset::new(inside.get()), len);
-        if old.is_none() && self.shared.condition.settings().features.skip_zeroing {
+        let shows_nothing = old.mapping.is_none() && self.core.origin().is_none();
+        if shows_nothing && self.shared.condition.settings().features.skip_zeroing {
             let range = ByteRange::new(start.plus(inside), len);
             return match fill {
                 Fill::Bytes(bytes) => self.shared.data.write_at(bytes, range.start),
@@ -165,27 +205,18 @@ impl ThinVolume {
     /// `part` covers them.
     fn keep_old(
         &self,
-        old: Option<Mapping>,
+        old: Old,
         piece: ByteRange,
         part: ByteRange,
         scratch: &mut [u8],
     ) -> Result<()> {
-        let Some(old) = old else {
-            scratch.fill(0);
-            return Ok(());
-        };
         let covered = part.intersect(piece);
         if covered == piece {
             return Ok(());
         }
-        let source = self.shared.block_size.data_start(old.block);
         let mut read = |range: ByteRange| {
-            if range.is_empty() {
-                return Ok(());
-            }
-            let from = (range.start.get() - piece.start.get()) as usize;
-            let target = &mut scratch[from..from + range.len.as_usize()];
-            self.shared.data.read_at(target, source.plus(ByteCount::new(range.start.get())))
+            let from = range.start.since(piece.start).as_usize();
+            self.read_old(old, range.start, &mut scratch[from..from + range.len.as_usize()])
         };
         // One read of everything is cheaper than two around a small hole.
         if covered.len.get() * 2 < piece.len.get() {
@@ -193,6 +224,19 @@ impl ThinVolume {
         }
         read(ByteRange::between(piece.start, covered.start))?;
         read(ByteRange::between(covered.end(), piece.end()))
+    }
+
+    /// Fills `target` with what a block held from `inside` on.
+    fn read_old(&self, old: Old, inside: ByteOffset, target: &mut [u8]) -> Result<()> {
+        let size = self.shared.block_size;
+        let inside = ByteCount::new(inside.get());
+        match old.mapping {
+            _ if target.is_empty() => Ok(()),
+            Some(mapping) => {
+                self.shared.data.read_at(target, size.data_start(mapping.block).plus(inside))
+            }
+            None => self.read_unmapped(target, size.guest_start(old.block).plus(inside)),
+        }
     }
 }
 
@@ -213,7 +257,7 @@ fn overlay(scratch: &mut [u8], piece: ByteRange, part: ByteRange, fill: Fill<'_>
     }
 }
 
-fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with(|scratch| {
         let mut scratch = scratch.borrow_mut();
         work(scratch.get_or_insert_with(|| AlignedBuf::zeroed(PIECE)))
