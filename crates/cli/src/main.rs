@@ -16,6 +16,7 @@ mod keep;
 mod log;
 mod map;
 mod metadata;
+mod origin;
 mod output;
 mod pool;
 mod progress;

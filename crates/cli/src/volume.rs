@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use block_types::{ByteCount, Error, ErrorKind, format_size};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use volume::VolumeInfo;
+use volume::{ImageFormat, OriginSource, VolumeInfo};
 
 use crate::access::{ask, change};
 use crate::activate::Activate;
 use crate::address::{Device, DeviceAddress, VolumeAddress, volume, volume_or_device};
 use crate::exit::{DONE, Outcome};
+use crate::image::backing_policy;
 use crate::map::{Discard, Map};
+use crate::origin::{Hydrate, Merge};
 use crate::output::Output;
 use crate::pool::StatusLine;
 use crate::size::{NewSize, new_size, whole_sectors};
@@ -33,23 +35,55 @@ pub(crate) enum VolumeVerb {
     Discard(Discard),
     Import(Import),
     Export(Export),
+    Hydrate(Hydrate),
+    Merge(Merge),
     Delete(Delete),
 }
 
-/// Create an empty volume.
+/// Create an empty volume, or one that begins as an image.
 ///
-/// It reads as zeros, and takes space in its pool only where it is written. Names are 1 to 128
-/// letters, digits and . _ + -, and do not begin with . or -.
+/// It reads as zeros, or as its origin, and takes space in its pool only where it is written. An
+/// origin is read and never written; it must stay as it is while anything stands on it: the volume,
+/// its snapshots and clones. As long as the pool is open for writing, Firn keeps other writers from
+/// an origin that is a file. 'firn volume hydrate' frees a volume from its origin, 'firn volume
+/// merge' writes it back. What is discarded never shows the origin again: it reads as zeros, or as
+/// it did. Names are 1 to 128 letters, digits and . _ + -, and do not begin with . or -.
 #[derive(Args, Debug)]
-#[command(after_long_help = "EXAMPLE\n  firn volume create lab/db --size 20G")]
+#[command(after_long_help = "\
+EXAMPLE
+  firn volume create lab/db --size 20G
+  firn volume create lab/web --origin debian.qcow2 --size 20G
+  firn volume create lab/copy --origin 'nbd://server/disk'")]
 pub(crate) struct Create {
     /// The pool's directory and the volume's name.
     #[arg(value_name = "DIR/NAME", value_parser = volume)]
     volume: VolumeAddress,
 
-    /// Its size: a multiple of 512 bytes.
-    #[arg(long, value_name = "SIZE", value_parser = whole_sectors)]
-    size: ByteCount,
+    /// Its size: a multiple of 512 bytes. That of the origin if there is one.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = whole_sectors,
+        required_unless_present = "origin"
+    )]
+    size: Option<ByteCount>,
+
+    /// What it begins as: an image, a raw file or a block device, or the URI of an NBD export.
+    ///
+    /// Behind its end a larger volume reads as zeros.
+    #[arg(long, value_name = "FILE|URI")]
+    origin: Option<String>,
+
+    /// The origin's format: raw, qcow2 or vhd. Found out if not said, and noted.
+    #[arg(long, value_name = "FORMAT", requires = "origin")]
+    origin_format: Option<ImageFormat>,
+
+    /// Let the origin name files in this folder as backing files, or 'any' file.
+    ///
+    /// Without it, only what lies in the origin's own folder, or below it, is opened. May be
+    /// repeated.
+    #[arg(long, value_name = "FOLDER", requires = "origin")]
+    allow_backing: Vec<PathBuf>,
 }
 
 /// List the volumes of a pool.
@@ -155,6 +189,8 @@ pub(crate) fn run(verb: &VolumeVerb, output: Output) -> Outcome {
         VolumeVerb::Discard(discard) => discard.run(output),
         VolumeVerb::Import(import) => import.run(output),
         VolumeVerb::Export(export) => export.run(output),
+        VolumeVerb::Hydrate(hydrate) => hydrate.run(output),
+        VolumeVerb::Merge(merge) => merge.run(output),
         VolumeVerb::Delete(delete) => delete.run(output),
     }
 }
@@ -162,8 +198,19 @@ pub(crate) fn run(verb: &VolumeVerb, output: Output) -> Outcome {
 impl Create {
     fn run(&self, output: Output) -> Outcome {
         let VolumeAddress { pool, volume } = &self.volume;
-        let info = change(pool, |pool| pool.create_volume(volume, self.size))?;
-        output.done(&info, || format!("{}: created, {}", self.volume, bytes(info.size)))?;
+        let policy = backing_policy(&self.allow_backing);
+        let locate = |address: &String| OriginSource::locate(address, self.origin_format, &policy);
+        let origin = self.origin.as_ref().map(locate).transpose()?;
+        let info = change(pool, |pool| match (&origin, self.size) {
+            (Some(origin), size) => pool.create_volume_over(volume, size, origin),
+            (None, Some(size)) => pool.create_volume(volume, size),
+            (None, None) => unreachable!("one of the two is required"),
+        })?;
+        output.done(&info, || {
+            let over = info.origin.as_ref().map(|origin| format!(" over {}", origin.address));
+            let over = over.unwrap_or_default();
+            format!("{}: created, {}{over}", self.volume, bytes(info.size))
+        })?;
         Ok(DONE)
     }
 }
@@ -261,15 +308,24 @@ fn bytes(count: u64) -> String {
 }
 
 fn list(volumes: &[VolumeInfo]) -> String {
-    let mut table = Table::new(&["NAME", "SIZE", "MAPPED", "SNAPSHOTS", "PARENT"], &[1, 2, 3]);
+    let mut heads = vec!["NAME", "SIZE", "MAPPED", "SNAPSHOTS", "PARENT"];
+    let over_origins = volumes.iter().any(|volume| volume.origin.is_some());
+    if over_origins {
+        heads.push("ORIGIN");
+    }
+    let mut table = Table::new(&heads, &[1, 2, 3]);
     for volume in volumes {
-        table.add([
+        let mut row = vec![
             volume.name.clone(),
             bytes(volume.size),
             bytes(volume.mapped),
             volume.snapshots.len().to_string(),
             volume.parent.clone().unwrap_or_default(),
-        ]);
+        ];
+        if over_origins {
+            row.push(volume.origin.as_ref().map_or_else(String::new, |it| it.address.clone()));
+        }
+        table.add(row);
     }
     table.render()
 }
@@ -284,6 +340,13 @@ fn describe(address: &VolumeAddress, info: &VolumeInfo) -> String {
     ];
     if let Some(parent) = &info.parent {
         lines.push(("clone of", parent.clone()));
+    }
+    if let Some(origin) = &info.origin {
+        let format = origin.format.as_deref().unwrap_or("nbd");
+        lines.push(("origin", format!("{} ({format})", origin.address)));
+        if origin.shown != info.size {
+            lines.push(("shows", format!("the first {} of it", ByteCount::new(origin.shown))));
+        }
     }
     let text = |(what, value): (&str, String)| format!("{:<9}{value}\n", format!("{what}:"));
     let mut text: String = lines.into_iter().map(text).collect();

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, ErrorKind, Result};
 use volume::{
-    ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, OpenOptions, PoolDirectory,
-    PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, OpenOptions, OriginSource,
+    PoolDirectory, PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
-use crate::job::JobAccess;
+use crate::job::{JobAccess, JobInfo};
 use crate::local::LocalPool;
 use crate::remote::RemotePool;
 use crate::report::ExportInfo;
@@ -78,6 +78,24 @@ pub trait PoolAccess: Send + Sync {
 
     /// Makes an empty volume.
     fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo>;
+
+    /// Makes a volume over an external origin, as [`OriginSource::locate`] has found it.
+    fn create_volume_over(
+        &self,
+        name: &VolumeName,
+        size: Option<ByteCount>,
+        origin: &OriginSource,
+    ) -> Result<VolumeInfo>;
+
+    /// Begins to free a volume from its external origin, alone or with its whole family; a job,
+    /// which copies at most `rate` bytes in a second.
+    fn hydrate(&self, name: &VolumeName, family: bool, rate: Option<ByteCount>) -> Result<JobInfo>;
+
+    /// Begins to write a volume back into its external origin; a job, likewise.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while a daemon serves the pool.
+    fn merge(&self, name: &VolumeName, force: bool, rate: Option<ByteCount>) -> Result<JobInfo>;
 
     /// Deletes a volume and, if asked to, its snapshots.
     ///

@@ -140,6 +140,8 @@ impl Table {
 impl ExportSource for PoolExports {
     fn find(&self, name: &str) -> Result<Arc<Export>> {
         let node = self.node(name)?;
+        // Not under the lock: the server of an external origin may take its time.
+        let _stays_open = self.pool.open_origin(&node)?;
         // Under the lock, so that two clients who come at once get the same export.
         self.table.lock().lend(node, self)
     }

@@ -1,5 +1,6 @@
 //! The jobs of a daemon, or of this process: [`JobAccess`].
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use block_types::{ByteCount, Error, Result};
@@ -7,6 +8,7 @@ use jobs::{JobId, Registry};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
+use volume::{PoolDirectory, VolumeName};
 
 use crate::api::Problem;
 
@@ -76,6 +78,24 @@ impl From<jobs::JobReport> for JobInfo {
 fn moment(at: SystemTime) -> String {
     // A clock that stands outside the years 0 to 9999 is of no use to anybody.
     jiff::Timestamp::try_from(at).unwrap_or_default().to_string()
+}
+
+/// Begins to free a volume of `pool` from its external origin.
+pub(crate) fn hydrate(
+    jobs: &Registry,
+    pool: &Arc<PoolDirectory>,
+    name: &VolumeName,
+    family: bool,
+    rate: Option<ByteCount>,
+) -> Result<JobInfo> {
+    let hydration = pool.hydration(name, family)?;
+    let object = format!("{}/{name}", pool.path().display());
+    let total = hydration.total();
+    let id = jobs.start("hydrate", &object, total, move |monitor| {
+        monitor.set_rate(rate);
+        jobs::hydrate(hydration, monitor)
+    })?;
+    JobAccess::show(jobs, id.get())
 }
 
 /// What can be asked of jobs: the same answers, whether they run in this process or in a daemon.

@@ -6,12 +6,12 @@ use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use jobs::Registry;
 use volume::{
-    ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, PoolDirectory, PoolReport,
-    Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, OriginSource, PoolDirectory,
+    PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
-use crate::job::{self, JobAccess};
+use crate::job::{self, JobAccess, JobInfo};
 use crate::keeper::Keeper;
 use crate::report::ExportInfo;
 
@@ -90,6 +90,29 @@ impl PoolAccess for LocalPool {
 
     fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
         self.pool.create_volume(name, size)
+    }
+
+    fn create_volume_over(
+        &self,
+        name: &VolumeName,
+        size: Option<ByteCount>,
+        origin: &OriginSource,
+    ) -> Result<VolumeInfo> {
+        self.pool.create_volume_over(name, size, origin)
+    }
+
+    fn hydrate(&self, name: &VolumeName, family: bool, rate: Option<ByteCount>) -> Result<JobInfo> {
+        job::hydrate(&self.jobs, &self.pool, name, family, rate)
+    }
+
+    fn merge(&self, name: &VolumeName, force: bool, rate: Option<ByteCount>) -> Result<JobInfo> {
+        let merge = self.pool.merge(name, force)?;
+        let object = format!("{}/{name}", self.pool.path().display());
+        let id = self.jobs.start("merge", &object, merge.total(), move |monitor| {
+            monitor.set_rate(rate);
+            jobs::merge(merge, monitor)
+        })?;
+        JobAccess::show(&self.jobs, id.get())
     }
 
     fn delete_volume(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {

@@ -8,15 +8,17 @@ use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use hyper::Method;
 use volume::{
-    ChangedRange, CheckReport, DeviceId, DeviceOptions, EventList, Message, NodeName, PoolReport,
-    Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
+    ChangedRange, CheckReport, DeviceId, DeviceOptions, EventList, Message, NodeName, OriginSource,
+    PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
 use crate::access::PoolAccess;
-use crate::api::{NewName, NewSize, NewVolume, PoolMessage, StatusLine};
+use crate::api::{
+    CreateVolume, HydrateVolume, NewName, NewSize, NewVolume, PoolMessage, StatusLine,
+};
 use crate::client::Client;
 use crate::control;
-use crate::job::JobAccess;
+use crate::job::{JobAccess, JobInfo};
 use crate::remote_jobs::RemoteJobs;
 use crate::report::{DaemonInfo, ExportInfo};
 
@@ -143,8 +145,33 @@ impl PoolAccess for RemotePool {
     }
 
     fn create_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
-        let new = NewVolume { name: name.to_string(), size: size.get() };
+        let (name, size) = (name.to_string(), Some(size.get()));
+        let new = CreateVolume { name, size, origin: None };
         self.client.send(Method::POST, "/v1/volumes", &new)
+    }
+
+    fn create_volume_over(
+        &self,
+        name: &VolumeName,
+        size: Option<ByteCount>,
+        origin: &OriginSource,
+    ) -> Result<VolumeInfo> {
+        let (name, size) = (name.to_string(), size.map(ByteCount::get));
+        let new = CreateVolume { name, size, origin: Some(origin.clone()) };
+        self.client.send(Method::POST, "/v1/volumes", &new)
+    }
+
+    fn hydrate(&self, name: &VolumeName, family: bool, rate: Option<ByteCount>) -> Result<JobInfo> {
+        let path = format!("{}/hydrate", volume_path(name));
+        let how = HydrateVolume { family, rate: rate.map(ByteCount::get) };
+        self.client.send(Method::POST, &path, &how)
+    }
+
+    fn merge(&self, name: &VolumeName, _: bool, _: Option<ByteCount>) -> Result<JobInfo> {
+        self.volume(name)?;
+        let problem = "cannot be merged while its pool is being served";
+        Err(Error::new(ErrorKind::Busy, format!("volume {name}"), problem)
+            .advise("stop 'firn serve' first"))
     }
 
     fn delete_volume(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {

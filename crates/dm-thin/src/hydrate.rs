@@ -93,7 +93,7 @@ impl Pool {
         Ok(written)
     }
 
-    /// Copies `block`, which none of `volumes` maps and all of them show alike, and maps it in each;
+    /// Copies `block`, which no one of `volumes` maps and all show alike, and maps it in each;
     /// `false` if it turned out to be zeros.
     fn copy_block(&self, volumes: &[&ThinVolume], block: GuestBlock) -> Result<bool> {
         let size = self.shared.block_size;
@@ -127,7 +127,7 @@ impl Pool {
             .map(|_| self.shared.share(Demand::MOVED, false))
             .collect::<Result<_>>()?;
         let cores: Vec<&Core> = others.iter().map(|volume| &*volume.core).collect();
-        // DATA-FIRST: the block is written; what makes the mappings durable flushes the data before.
+        // DATA-FIRST: the block is written; what makes the mappings durable flushes the data first.
         prepared.publish_for_all(&first.core, &cores, shares, block);
         Ok(true)
     }
@@ -144,6 +144,19 @@ impl Pool {
                 origin.free();
             }
         }
+    }
+}
+
+impl Pool {
+    /// Gives up what `volume` maps in `range`, which is whole blocks or ends with the volume: for
+    /// a volume whose origin was given the same to hold, durably, and shows it.
+    ///
+    /// # Errors
+    /// What stopped the pool.
+    pub fn uncover(&self, volume: &ThinVolume, range: ByteRange) -> Result<()> {
+        self.shared.check_writable()?;
+        let _nobody_rolls_back = volume.core.slow.read();
+        volume.drop_tail(range)
     }
 }
 

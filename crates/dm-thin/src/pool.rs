@@ -163,6 +163,11 @@ impl Pool {
         Ok(ThinVolume::new(shared, core, name.to_owned(), read_only))
     }
 
+    /// Whether somebody has `id` open.
+    pub fn is_open(&self, id: DeviceId) -> bool {
+        self.shared.open.lock().get(&id).is_some_and(|core| core.strong_count() > 0)
+    }
+
     /// What all who have `id` open share.
     fn core(
         &self,
@@ -221,6 +226,13 @@ impl Pool {
         }
         volume.core.set_size(size);
         Ok(())
+    }
+
+    /// Gives a volume that was rolled back to a larger snapshot that size again. Other than where
+    /// it grows by [`Pool::resize_volume`], what is mapped there is the snapshot's, and shows.
+    pub fn restore_size(&self, volume: &ThinVolume, size: ByteCount) {
+        let _nobody_writes = volume.core.slow.write();
+        volume.core.set_size(size);
     }
 
     /// The devices with what is known of each.

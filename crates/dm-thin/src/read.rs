@@ -20,7 +20,7 @@ impl ThinVolume {
         while done < buffer.len() {
             let start = ByteOffset::new(at.get() + done as u64);
             // Under the lease the block stays this volume's until the read is over.
-            let _lease = self.shared.leases.acquire();
+            let lease = self.shared.leases.acquire();
             let (block, inside) = size.locate(start);
             let room = (size.bytes().get() - inside.get()) as usize;
             let first = self.lookup(block)?;
@@ -31,7 +31,11 @@ impl ThinVolume {
                     let from = size.data_start(first.block).plus(inside);
                     self.shared.data.read_at(part, from)?;
                 }
-                None => self.read_unmapped(part, start)?,
+                None => {
+                    // An origin may be slow to answer, and commits wait for leases.
+                    drop(lease);
+                    self.read_unmapped(part, start)?;
+                }
             }
             done += len;
         }

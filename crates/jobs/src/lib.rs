@@ -16,6 +16,7 @@
 
 mod copy;
 mod monitor;
+mod origin;
 mod plan;
 mod registry;
 mod report;
@@ -24,5 +25,6 @@ mod zeros;
 
 pub use copy::{CopyJob, CopyOptions, CopyReport, TargetContent};
 pub use monitor::Monitor;
+pub use origin::{OriginReport, hydrate, merge};
 pub use registry::Registry;
 pub use report::{JobId, JobReport, JobState};

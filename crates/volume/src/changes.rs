@@ -1,5 +1,7 @@
 //! Changing volumes and snapshots by name.
 
+use std::sync::atomic::Ordering;
+
 use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use dm_thin::{Change, DeviceId};
@@ -48,7 +50,9 @@ impl PoolDirectory {
                 changes.push(Change::Delete(DeviceId::new(snapshot.id)?));
             }
             Ok((RecordedChange::Delete { volume: name.clone() }, changes))
-        })
+        })?;
+        self.release_origins();
+        Ok(())
     }
 
     /// Changes the size of a volume, also while it is in use. What lies behind a smaller size is
@@ -117,24 +121,48 @@ impl PoolDirectory {
                 snapshot: snapshot.clone(),
             };
             Ok((change, vec![Change::Delete(id)]))
-        })
+        })?;
+        self.release_origins();
+        Ok(())
     }
 
     /// Makes a volume what a snapshot of it is, its size too; also while it is in use. Snapshots
     /// stay, later ones as well.
+    ///
+    /// # Errors
+    /// `Busy` where the snapshot shows an external origin that the volume does not show any more,
+    /// or more of it, while the volume is in use.
     pub fn rollback(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
         let node = NodeName { volume: volume.clone(), snapshot: None };
-        let open = self.open_thin(&node, false)?;
+        let alike = {
+            let names = self.names.lock();
+            let source = &names.table.snapshot(volume, snapshot)?.origin;
+            names.table.volume(volume)?.origin == *source
+        };
+        // What is open keeps the origin that it was opened with.
+        let open = alike.then(|| self.open_thin(&node, false)).transpose()?;
         let mut size = ByteCount::ZERO;
         self.transact(|names| {
-            let id = DeviceId::new(names.volume(volume)?.id)?;
+            let entry = names.volume(volume)?;
+            let id = DeviceId::new(entry.id)?;
             let source = names.snapshot(volume, snapshot)?;
+            if entry.origin != source.origin && self.pool.is_open(id) {
+                let problem = "is in use, and the snapshot stands on an external origin otherwise";
+                return Err(Error::new(ErrorKind::Busy, format!("volume {volume}"), problem)
+                    .advise("disconnect its clients, and try again"));
+            }
             size = ByteCount::new(source.size);
             let source = DeviceId::new(source.id)?;
             let change =
                 RecordedChange::Rollback { volume: volume.clone(), snapshot: snapshot.clone() };
+            self.rollbacks.fetch_add(1, Ordering::SeqCst);
             Ok((change, vec![Change::Rollback { id, source }]))
         })?;
+        let open = open.map_or_else(|| self.open_thin(&node, false), Ok)?;
+        if size >= open.size() {
+            self.pool.restore_size(&open, size);
+            return Ok(());
+        }
         self.pool.resize_volume(&open, size)
     }
 
@@ -209,7 +237,7 @@ impl PoolDirectory {
     }
 
     /// Plans a change of names and devices and carries it out.
-    fn transact(
+    pub(crate) fn transact(
         &self,
         plan: impl FnOnce(&Names) -> Result<(RecordedChange, Vec<Change>)>,
     ) -> Result<()> {
@@ -261,7 +289,7 @@ impl PoolDirectory {
     }
 
     /// The lowest device number that nobody has.
-    fn free_id(&self) -> Result<DeviceId> {
+    pub(crate) fn free_id(&self) -> Result<DeviceId> {
         let mut free = 0;
         for (id, _) in self.pool.devices() {
             if id.get() != free {
@@ -273,7 +301,7 @@ impl PoolDirectory {
     }
 }
 
-fn check_size(name: &VolumeName, size: ByteCount) -> Result<()> {
+pub(crate) fn check_size(name: &VolumeName, size: ByteCount) -> Result<()> {
     /// Larger devices cannot be addressed with signed file offsets, by clients neither.
     const LARGEST: u64 = 1 << 62;
     let problem = match size.get() {

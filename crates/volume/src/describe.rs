@@ -1,13 +1,16 @@
 //! Telling of volumes, snapshots and what differs between them.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use block_types::Result;
 use dm_thin::{DeviceId, Difference};
 
-use crate::names::VolumeEntry;
-use crate::{ChangedRange, NodeName, PoolDirectory, SnapshotInfo, VolumeInfo, VolumeName};
+use crate::names::{KnownNode, VolumeEntry};
+use crate::{
+    ChangedRange, NodeName, OriginEntry, OriginInfo, PoolDirectory, SnapshotInfo, VolumeInfo,
+    VolumeName,
+};
 
 impl PoolDirectory {
     /// All volumes, by name, and devices that have none, by number.
@@ -29,6 +32,7 @@ impl PoolDirectory {
                 mapped: *bytes,
                 created: None,
                 parent: None,
+                origin: names.table.origin_of(*id).map(origin),
                 snapshots: Vec::new(),
             }
         }));
@@ -48,14 +52,27 @@ impl PoolDirectory {
     pub fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>> {
         let (left, right) = {
             let names = self.names.lock();
-            (names.table.node(from)?, names.table.node(to)?)
+            (names.table.known(from)?, names.table.known(to)?)
         };
         let block = self.pool.status().block_size.get();
         let mut ranges: Vec<ChangedRange> = Vec::new();
-        self.pool.diff(DeviceId::new(left.0)?, DeviceId::new(right.0)?, &mut |difference| {
-            add_difference(&mut ranges, &difference, block, right.1);
+        let below = differing_origins(&left, &right, block);
+        let over_origin = right.origin.is_some();
+        self.pool.diff(DeviceId::new(left.id)?, DeviceId::new(right.id)?, &mut |difference| {
+            let start = difference.block.get() * block;
+            if start < below.start || start >= below.end {
+                add_difference(&mut ranges, &difference, over_origin, block, right.size);
+            }
             ControlFlow::Continue(())
         })?;
+        if below.start < below.end {
+            // What is mapped differently within was left out.
+            let (start, end) = (below.start, below.end.min(right.size));
+            let length = end.saturating_sub(start);
+            ranges.push(ChangedRange { start, length, kind: "data".into() });
+            ranges.retain(|range| range.length > 0);
+            ranges.sort_by_key(|range| range.start);
+        }
         Ok(ranges)
     }
 
@@ -76,6 +93,7 @@ fn describe(name: &VolumeName, entry: &VolumeEntry, mapped: &BTreeMap<u32, u64>)
         mapped: mapped(entry.id),
         created: Some(entry.created.clone()),
         parent: entry.parent.clone(),
+        origin: entry.origin.as_ref().map(origin),
         snapshots: entry
             .snapshots
             .iter()
@@ -85,19 +103,51 @@ fn describe(name: &VolumeName, entry: &VolumeEntry, mapped: &BTreeMap<u32, u64>)
                 size: snapshot.size,
                 mapped: mapped(snapshot.id),
                 created: Some(snapshot.created.clone()),
+                origin: snapshot.origin.as_ref().map(origin),
             })
             .collect(),
     }
 }
 
-/// Adds a differing block of `block` bytes to `ranges`, cut at the end of a device of `size`.
-fn add_difference(ranges: &mut Vec<ChangedRange>, at: &Difference, block: u64, size: u64) {
+fn origin(entry: &OriginEntry) -> OriginInfo {
+    OriginInfo {
+        address: entry.origin.address.clone(),
+        format: entry.origin.format.clone(),
+        shown: entry.shown,
+    }
+}
+
+/// Where two devices may differ that both map nothing, since they do not show the same below: whole
+/// blocks.
+fn differing_origins(left: &KnownNode, right: &KnownNode, block: u64) -> Range<u64> {
+    let (start, end) = match (&left.origin, &right.origin) {
+        (None, None) => return 0..0,
+        (Some(left), Some(right)) if left.origin == right.origin => {
+            if left.shown == right.shown {
+                return 0..0;
+            }
+            (left.shown.min(right.shown), left.shown.max(right.shown))
+        }
+        (one, other) => (0, one.iter().chain(other).map(|origin| origin.shown).max().unwrap_or(0)),
+    };
+    start / block * block..end.next_multiple_of(block)
+}
+
+/// Adds a differing block of `block` bytes to `ranges`, cut at the end of a device of `size`. Over
+/// an external origin a block that is not mapped need not be zeros.
+fn add_difference(
+    ranges: &mut Vec<ChangedRange>,
+    at: &Difference,
+    over_origin: bool,
+    block: u64,
+    size: u64,
+) {
     let start = at.block.get() * block;
     let length = block.min(size.saturating_sub(start));
     if length == 0 {
         return;
     }
-    let kind = if at.right.is_some() { "data" } else { "discarded" };
+    let kind = if at.right.is_some() || over_origin { "data" } else { "discarded" };
     match ranges.last_mut() {
         Some(last) if last.kind == kind && last.start + last.length == start => {
             last.length += length;

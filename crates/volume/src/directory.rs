@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use block_io::{BlockDevice, CacheMode, FileOptions, HostFile};
 use block_types::{ByteCount, Error, ErrorKind, Result};
-use dm_thin::{DeviceId, Pool};
+use dm_thin::Pool;
 use parking_lot::Mutex;
 
 use crate::activate::Claim;
 use crate::create::{self, CreateOptions, Files};
 use crate::lock::PoolLock;
+use crate::origin::Origins;
 use crate::{CheckReport, Names, NamesLog, NodeName, PoolReport, Settings};
 
 /// How a pool directory is opened.
@@ -42,6 +44,10 @@ pub struct PoolDirectory {
     /// One change of devices and names at a time: between a record and its commit nothing else may
     /// move the transaction id.
     pub(crate) names: Mutex<State>,
+    /// What volumes stand on.
+    pub(crate) origins: Origins,
+    /// Counts rollbacks: whoever hydrates a volume begins again after one.
+    pub(crate) rollbacks: AtomicU64,
     pub(crate) settings: Mutex<Settings>,
     _claim: Option<Claim>,
     lock: Option<PoolLock>,
@@ -136,10 +142,22 @@ impl PoolDirectory {
         let chosen = options.settings.features.read_only && !options.read_only;
         let read_only = pool.status().read_only.is_some() && !chosen;
         let state = State::open(&pool, devices.names, &name)?;
-        let names = Mutex::new(state);
-        let (path, settings) = (path.to_owned(), Mutex::new(settings));
         let (lock, claim) = held.unzip();
-        Ok(Arc::new(Self { path, pool, read_only, names, settings, _claim: claim, lock }))
+        let origins = Origins::default();
+        if !read_only {
+            origins.keep(state.table.over_origins().map(|(_, entry)| entry.origin));
+        }
+        Ok(Arc::new(Self {
+            path: path.to_owned(),
+            pool,
+            read_only,
+            names: Mutex::new(state),
+            origins,
+            rollbacks: AtomicU64::new(0),
+            settings: Mutex::new(settings),
+            _claim: claim,
+            lock,
+        }))
     }
 
     /// Commits everything and takes no more requests, from devices that are still open neither.
@@ -220,18 +238,6 @@ impl PoolDirectory {
     /// handle is dropped.
     pub fn open_node(&self, node: &NodeName, read_only: bool) -> Result<Arc<dyn BlockDevice>> {
         Ok(Arc::new(self.open_thin(node, read_only)?))
-    }
-
-    pub(crate) fn open_thin(
-        &self,
-        node: &NodeName,
-        read_only: bool,
-    ) -> Result<dm_thin::ThinVolume> {
-        let names = self.names.lock();
-        let (id, size) = names.table.node(node)?;
-        let read_only = read_only || self.read_only || node.snapshot.is_some();
-        let name = format!("{}/{node}", self.path.display());
-        self.pool.open_volume(DeviceId::new(id)?, &name, ByteCount::new(size), read_only)
     }
 }
 

@@ -11,7 +11,8 @@ use crate::{NodeName, PoolDirectory, RecordedChange, VolumeName};
 
 impl PoolDirectory {
     /// Does what a message says, durably. Deleting a device that has a name deletes the name with
-    /// it, and moves the transaction id on as every change of names does.
+    /// it, and moves the transaction id on as every change of names does. So does a snapshot of
+    /// what stands on an external origin: the names know that the new device does, too.
     ///
     /// # Errors
     /// As [`Pool::message`](dm_thin::Pool::message), with the kernel's names. `Busy` for deleting a
@@ -20,6 +21,7 @@ impl PoolDirectory {
     pub fn message(&self, message: Message) -> Result<()> {
         let done = match message {
             Message::Delete(id) => self.delete_device(id),
+            Message::CreateSnap { id, origin } => self.snapshot_device(id, origin),
             Message::SetTransaction { current, new } => self.set_transaction(current, new),
             _ => {
                 let _no_name_changes = self.names.lock();
@@ -54,6 +56,10 @@ impl PoolDirectory {
         let mut state = self.names.lock();
         let delete = vec![Change::Delete(id)];
         let Some(NodeName { volume, snapshot }) = state.table.name_of(id.get()) else {
+            if state.table.is_unnamed_over_origin(id.get()) {
+                let change = RecordedChange::Disinherit { id: id.get() };
+                return self.record(&mut state, change, delete);
+            }
             return self.pool.change(&delete);
         };
         let change = match snapshot {
@@ -73,13 +79,25 @@ impl PoolDirectory {
         self.record(&mut state, change, delete)
     }
 
+    /// Makes a snapshot that has no name. Where its origin stands on an external one the names have
+    /// to know that it does, too; then the transaction id moves on.
+    fn snapshot_device(&self, id: DeviceId, origin: DeviceId) -> Result<()> {
+        let mut state = self.names.lock();
+        let create = vec![Change::CreateSnapshot { id, origin }];
+        if state.table.origin_of(origin.get()).is_none() {
+            return self.pool.change(&create);
+        }
+        let change = RecordedChange::Inherit { id: id.get(), of: origin.get() };
+        self.record(&mut state, change, create)
+    }
+
     fn set_transaction(&self, current: u64, new: u64) -> Result<()> {
         let mut state = self.names.lock();
         let State { table, log } = &mut *state;
         let log = self.writable_log(log)?;
         // Else the pool refuses it.
         if current == self.pool.transaction() {
-            if table.volumes().is_empty() {
+            if table.is_empty() {
                 // Else records of names that are gone could come true with an id a second time.
                 log.clear()?;
             } else if new < current {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use block_io::{BlockDevice, CacheMode, FileOptions, HostFile};
 use block_types::Result;
 
+use crate::{DiskImage, ImageOptions};
+
 /// How a device is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
@@ -21,12 +23,32 @@ pub struct DeviceOptions {
 /// # Errors
 /// As opening the file or connecting to the server fails.
 pub fn open_device(address: &str, options: &DeviceOptions) -> Result<Arc<dyn BlockDevice>> {
-    if address.starts_with("nbd://") || address.starts_with("nbd+unix://") {
+    if is_uri(address) {
         let client = nbd::Client::connect(&address.parse()?)?;
         return Ok(Arc::new(if options.read_only { client.read_only() } else { client }));
     }
     let file = FileOptions { cache: options.cache, read_only: options.read_only };
     Ok(Arc::new(HostFile::open(Path::new(address), file)?))
+}
+
+/// Opens what `address` names: a URI of an NBD export, or the path of an image of any format with
+/// what is below it, as far as the options let it (GATED-OPEN). A file stays locked as long as
+/// anybody has the device. Who writes to a qcow2 image or a VHD opens it as a [`DiskImage`], which
+/// can be closed in order.
+///
+/// # Errors
+/// As [`DiskImage::open`], or as connecting to the server fails.
+pub fn open_image(address: &str, options: &ImageOptions) -> Result<Arc<dyn BlockDevice>> {
+    if is_uri(address) {
+        let device = DeviceOptions { read_only: options.read_only, cache: options.cache };
+        return open_device(address, &device);
+    }
+    Ok(DiskImage::open(Path::new(address), options)?.into_device())
+}
+
+/// Whether `address` is one of an NBD export.
+pub(crate) fn is_uri(address: &str) -> bool {
+    address.starts_with("nbd://") || address.starts_with("nbd+unix://")
 }
 
 #[cfg(test)]

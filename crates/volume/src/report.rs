@@ -49,6 +49,8 @@ pub struct VolumeInfo {
     pub created: Option<String>,
     /// The snapshot that it is a clone of.
     pub parent: Option<String>,
+    /// The external origin that it shows where it maps nothing.
+    pub origin: Option<OriginInfo>,
     /// Its snapshots, the oldest first.
     pub snapshots: Vec<SnapshotInfo>,
 }
@@ -67,6 +69,20 @@ pub struct SnapshotInfo {
     pub mapped: u64,
     /// When it was taken, in RFC 3339.
     pub created: Option<String>,
+    /// The external origin that it shows where it maps nothing.
+    pub origin: Option<OriginInfo>,
+}
+
+/// The external origin of a volume or a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct OriginInfo {
+    /// An absolute path, or the URI of an NBD export.
+    pub address: String,
+    /// The format of a file.
+    pub format: Option<String>,
+    /// How many bytes of it show; zeros behind.
+    pub shown: u64,
 }
 
 /// A range that differs between two nodes.

@@ -51,12 +51,17 @@ impl Access {
 
     /// What it may name.
     fn policy(&self) -> BackingPolicy {
-        if self.allow_backing.iter().any(|folder| folder.as_os_str() == ANY) {
-            return BackingPolicy::Any;
-        }
-        match self.allow_backing.as_slice() {
-            [] => BackingPolicy::SameFolder,
-            folders => BackingPolicy::Folders(folders.to_vec()),
-        }
+        backing_policy(&self.allow_backing)
+    }
+}
+
+/// What an image may name where these folders, or the word for any, are allowed.
+pub(crate) fn backing_policy(allowed: &[PathBuf]) -> BackingPolicy {
+    if allowed.iter().any(|folder| folder.as_os_str() == ANY) {
+        return BackingPolicy::Any;
+    }
+    match allowed {
+        [] => BackingPolicy::SameFolder,
+        folders => BackingPolicy::Folders(folders.to_vec()),
     }
 }

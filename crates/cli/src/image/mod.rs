@@ -12,8 +12,8 @@ mod snapshot;
 
 use clap::Subcommand;
 
-pub(crate) use access::Access;
 use access::Sharing;
+pub(crate) use access::{Access, backing_policy};
 
 use crate::exit::Outcome;
 use crate::output::Output;

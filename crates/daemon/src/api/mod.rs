@@ -30,7 +30,9 @@ use utoipa_axum::routes;
 
 pub(crate) use extract::{Body, Params};
 pub use problem::Problem;
-pub(crate) use request::{JobRate, NewName, NewSize, NewVolume, PoolMessage, StatusLine};
+pub(crate) use request::{
+    CreateVolume, HydrateVolume, JobRate, NewName, NewSize, NewVolume, PoolMessage, StatusLine,
+};
 
 use crate::served::ServedPool;
 use problem::Failure;
@@ -75,6 +77,7 @@ fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
         .routes(routes!(volumes::show, volumes::resize, volumes::delete))
         .routes(routes!(volumes::status_line))
         .routes(routes!(volumes::rename))
+        .routes(routes!(volumes::hydrate))
         .routes(routes!(volumes::name_device))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::delete))

@@ -21,6 +21,33 @@ pub(crate) struct NewVolume {
     pub(crate) size: u64,
 }
 
+/// A volume to make, empty or over an external origin.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateVolume {
+    /// Its name: 1 to 128 letters, digits and `. _ + -`, not beginning with `.` or `-`.
+    pub(crate) name: String,
+    /// Its size in bytes; over an origin that of the origin if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) size: Option<u64>,
+    /// What it begins as, and shows where nothing is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<super::schema::OriginSource>)]
+    pub(crate) origin: Option<volume::OriginSource>,
+}
+
+/// How far a hydration goes.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HydrateVolume {
+    /// Free everything that shares the origin by descent, too: snapshots, clones, ancestors.
+    #[serde(default)]
+    pub(crate) family: bool,
+    /// The bytes that it may copy in a second; without it, all that it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rate: Option<u64>,
+}
+
 /// A message as the kernel's thin-pool target takes it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -52,6 +52,8 @@ pub(super) struct VolumeInfo {
     created: Option<String>,
     /// The snapshot that it is a clone of, as `db@monday`.
     parent: Option<String>,
+    /// The external origin that it shows where it maps nothing.
+    origin: Option<OriginInfo>,
     /// Its snapshots, the oldest first.
     snapshots: Vec<SnapshotInfo>,
 }
@@ -70,6 +72,33 @@ pub(super) struct SnapshotInfo {
     mapped: u64,
     /// When it was taken, in RFC 3339.
     created: Option<String>,
+    /// The external origin that it shows where it maps nothing.
+    origin: Option<OriginInfo>,
+}
+
+/// The external origin of a volume or a snapshot.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct OriginInfo {
+    /// An absolute path, or the URI of an NBD export.
+    address: String,
+    /// The format of a file.
+    format: Option<String>,
+    /// How many bytes of it show; zeros behind.
+    shown: u64,
+}
+
+/// An external origin to make a volume over.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(crate) struct OriginSource {
+    /// An absolute path, or the URI of an NBD export.
+    address: String,
+    /// The format of a file, `raw`, `qcow2` or `vhd`; none for an export.
+    format: Option<String>,
+    /// Folders whose files it may name as its backing files, besides its own; `any` for all.
+    #[schema(required = false)]
+    allow_backing: Vec<String>,
 }
 
 /// A range that differs between two nodes.

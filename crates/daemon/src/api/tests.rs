@@ -14,8 +14,8 @@ use nbd::ExportSource;
 use serde::Serialize;
 use serde_json::Value;
 use volume::{
-    ChangedRange, CheckReport, CreateOptions, PoolDirectory, PoolReport, SnapshotInfo, VolumeInfo,
-    VolumeName,
+    ChangedRange, CheckReport, CreateOptions, OriginInfo, OriginSource, PoolDirectory, PoolReport,
+    SnapshotInfo, VolumeInfo, VolumeName,
 };
 
 use super::openapi;
@@ -25,7 +25,7 @@ use crate::daemon::{Daemon, ServeOptions};
 use crate::job::JobInfo;
 
 /// Every request that the API knows; the client, the daemon and the document agree on these.
-const ROUTES: [(&str, &str); 33] = [
+const ROUTES: [(&str, &str); 34] = [
     ("POST", "/v1/devices/{id}/name"),
     ("GET", "/v1/diff"),
     ("GET", "/v1/events"),
@@ -52,6 +52,7 @@ const ROUTES: [(&str, &str); 33] = [
     ("DELETE", "/v1/volumes/{name}"),
     ("GET", "/v1/volumes/{name}"),
     ("PATCH", "/v1/volumes/{name}"),
+    ("POST", "/v1/volumes/{name}/hydrate"),
     ("POST", "/v1/volumes/{name}/rename"),
     ("GET", "/v1/volumes/{name}/snapshots"),
     ("POST", "/v1/volumes/{name}/snapshots"),
@@ -170,7 +171,19 @@ fn the_document_describes_what_is_sent() {
         needs_check: false,
     };
     assert_eq!(described(&document, "PoolReport"), actual(&pool));
-    let snapshot = SnapshotInfo { name: text(), id: 1, size: 1, mapped: 1, created: Some(text()) };
+    let origin = OriginInfo { address: text(), format: Some(text()), shown: 1 };
+    assert_eq!(described(&document, "OriginInfo"), actual(&origin));
+    let source =
+        OriginSource { address: text(), format: Some(text()), allow_backing: vec![text()] };
+    assert_eq!(described(&document, "OriginSource"), actual(&source));
+    let snapshot = SnapshotInfo {
+        name: text(),
+        id: 1,
+        size: 1,
+        mapped: 1,
+        created: Some(text()),
+        origin: Some(origin.clone()),
+    };
     assert_eq!(described(&document, "SnapshotInfo"), actual(&snapshot));
     let volume = VolumeInfo {
         name: text(),
@@ -179,6 +192,7 @@ fn the_document_describes_what_is_sent() {
         mapped: 1,
         created: Some(text()),
         parent: Some(text()),
+        origin: Some(origin),
         snapshots: vec![snapshot],
     };
     assert_eq!(described(&document, "VolumeInfo"), actual(&volume));

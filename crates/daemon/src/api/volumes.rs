@@ -10,8 +10,11 @@ use volume::{DeviceId, VolumeInfo, VolumeName};
 
 use super::extract::{Body, Params};
 use super::problem::Problem;
-use super::request::{DeleteVolume, NewName, NewSize, NewVolume, StatusLine};
+use super::request::{
+    CreateVolume, DeleteVolume, HydrateVolume, NewName, NewSize, NewVolume, StatusLine,
+};
 use super::{Reply, done, made, reply, schema};
+use crate::job::{self, JobInfo};
 use crate::served::ServedPool;
 
 /// All volumes with their snapshots, by name.
@@ -21,15 +24,23 @@ pub(super) async fn list(served: State<Arc<ServedPool>>) -> Reply<Json<Vec<Volum
     reply(served, |served| Ok(served.pool.volumes())).await
 }
 
-/// Makes an empty volume.
-#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = NewVolume,
+/// Makes an empty volume, or one over an external origin.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = CreateVolume,
     responses((status = CREATED, description = "It", body = schema::VolumeInfo), Problem))]
 pub(super) async fn create(
     served: State<Arc<ServedPool>>,
-    Body(new): Body<NewVolume>,
+    Body(new): Body<CreateVolume>,
 ) -> Reply<(StatusCode, Json<VolumeInfo>)> {
     made(served, move |served| {
-        served.pool.create_volume(&VolumeName::parse(&new.name)?, ByteCount::new(new.size))
+        let (name, size) = (VolumeName::parse(&new.name)?, new.size.map(ByteCount::new));
+        if let Some(origin) = &new.origin {
+            return served.pool.create_volume_over(&name, size, origin);
+        }
+        let size = size.ok_or_else(|| {
+            let problem = "is given neither a size nor an origin that has one";
+            Error::new(ErrorKind::Invalid, format!("volume {name}"), problem)
+        })?;
+        served.pool.create_volume(&name, size)
     })
     .await
 }
@@ -71,6 +82,23 @@ pub(super) async fn rename(
 ) -> Reply<Json<VolumeInfo>> {
     reply(served, move |served| {
         served.rename_volume(&VolumeName::parse(&name)?, &VolumeName::parse(&new.name)?)
+    })
+    .await
+}
+
+/// Begins to free a volume from its external origin: a job.
+#[utoipa::path(post, path = "/v1/volumes/{name}/hydrate", tag = "volumes",
+    request_body = HydrateVolume,
+    params(("name" = String, Path, description = "The volume")),
+    responses((status = OK, description = "The job", body = JobInfo), Problem))]
+pub(super) async fn hydrate(
+    served: State<Arc<ServedPool>>,
+    Path(name): Path<String>,
+    Body(how): Body<HydrateVolume>,
+) -> Reply<Json<JobInfo>> {
+    reply(served, move |served| {
+        let (name, rate) = (VolumeName::parse(&name)?, how.rate.map(ByteCount::new));
+        job::hydrate(&served.jobs, &served.pool, &name, how.family, rate)
     })
     .await
 }

@@ -2,13 +2,16 @@
 //! and once it is done, they do without their origin.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use block_io::{
-    BlockDevice, CrashWorld, FaultCalls, FaultPlan, FaultyDevice, MemoryDevice, ZeroMode,
+    BlockDevice, CrashWorld, FaultCalls, FaultPlan, FaultyDevice, Intent, Limits, MemoryDevice,
+    ZeroMode,
 };
-use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind, Result};
+use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind, Extent, Result};
 use dm_thin::{Change, DeviceId, ExternalOrigin, OpenOptions, Pool, ThinVolume};
 use testkit::rng::Rng;
 
@@ -227,6 +230,10 @@ fn a_failure_leaves_the_volumes_as_they_read() {
             if done.is_ok() && fail_at > 40 {
                 break;
             }
+            let report = dm_thin::check(metadata.clone()).expect("checked");
+            assert!(report.errors.is_empty(), "{broken}, {fail_at}: {report:#?}");
+            // A pool that stopped wants somebody to look before it is written again.
+            dm_thin::clear_needs_check(&*metadata).expect("cleared");
             let pool = open(metadata, data).expect("opened");
             let volumes = members(&pool, &origin).expect("opened");
             assert!(volumes.iter().all(|volume| read(volume) == content), "{broken}, {fail_at}");
@@ -296,4 +303,146 @@ fn guests_write_beside_a_hydration() {
 
 fn refs_of(volumes: &[ThinVolume; 2]) -> [&ThinVolume; 2] {
     [&volumes[0], &volumes[1]]
+}
+
+/// A device whose first read waits until it is let through.
+struct Gate {
+    inner: Arc<dyn BlockDevice>,
+    reached: Mutex<Option<Sender<()>>>,
+    open: Mutex<Receiver<()>>,
+}
+
+impl BlockDevice for Gate {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn size(&self) -> ByteCount {
+        self.inner.size()
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: ByteOffset) -> Result<()> {
+        let reached = self.reached.lock().expect("no panic").take();
+        if let Some(reached) = reached {
+            reached.send(()).expect("somebody waits");
+            self.open.lock().expect("no panic").recv().expect("let through");
+        }
+        self.inner.read_at(buffer, at)
+    }
+
+    fn write_at(&self, _: &[u8], _: ByteOffset) -> Result<()> {
+        unreachable!("an origin is not written")
+    }
+
+    fn zero(&self, _: ByteRange, _: ZeroMode) -> Result<()> {
+        unreachable!("an origin is not written")
+    }
+
+    fn discard(&self, _: ByteRange) -> Result<()> {
+        unreachable!("an origin is not written")
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn extents(
+        &self,
+        range: ByteRange,
+        each: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.inner.extents(range, each)
+    }
+}
+
+/// An origin that does not answer holds up who reads it, and nobody else in the pool.
+#[test]
+fn an_origin_that_hangs_holds_no_commit_up() {
+    let (metadata, data) = formatted(1 << 20, 48);
+    let metadata = Arc::new(MemoryDevice::from_bytes("metadata", metadata));
+    let data = Arc::new(MemoryDevice::from_bytes("data", data));
+    let (content, inner) = base();
+    let (reached, arrivals) = channel();
+    let (let_through, open) = channel();
+    let gate = Gate { inner, reached: Mutex::new(Some(reached)), open: Mutex::new(open) };
+    let gate: Arc<dyn BlockDevice> = Arc::new(gate);
+    let pool = family(metadata, data).expect("opened");
+    pool.change(&[Change::CreateThin(id(3))]).expect("made");
+    let volumes = members(&pool, &gate).expect("opened");
+    let other = pool.open_volume(id(3), "other", ByteCount::new(SIZE), false).expect("opened");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&volumes[0]));
+        arrivals.recv().expect("it reads the origin");
+        let (done, finished) = channel();
+        scope.spawn(move || {
+            // Its commit frees blocks, which it gives back once no lease is on them.
+            other.write_at(&[1; 512], ByteOffset::ZERO).expect("written");
+            other.flush().expect("flushed");
+            other.discard(whole(SIZE)).expect("discarded");
+            other.flush().expect("flushed");
+            done.send(()).expect("somebody waits");
+        });
+        let finished = finished.recv_timeout(std::time::Duration::from_secs(10));
+        let_through.send(()).expect("it waits");
+        assert_eq!(finished, Ok(()), "a flush waited for the origin of another volume");
+        assert!(reader.join().expect("no panic") == content);
+    });
+}
+
+/// A block that a guest is about to map, copying from the origin, is the guest's.
+#[test]
+fn a_first_write_that_is_under_way_is_not_overtaken() {
+    let (metadata, data) = formatted(1 << 20, 48);
+    let metadata = Arc::new(MemoryDevice::from_bytes("metadata", metadata));
+    let data = Arc::new(MemoryDevice::from_bytes("data", data));
+    let (mut content, inner) = base();
+    let (reached, arrivals) = channel();
+    let (let_through, open) = channel();
+    let gate = Gate { inner, reached: Mutex::new(Some(reached)), open: Mutex::new(open) };
+    let gate: Arc<dyn BlockDevice> = Arc::new(gate);
+    let pool = family(metadata, data).expect("opened");
+    let volumes = members(&pool, &gate).expect("opened");
+    std::thread::scope(|scope| {
+        let write = scope.spawn(|| volumes[0].write_at(&[3; 512], ByteOffset::ZERO));
+        arrivals.recv().expect("the write reads the origin");
+        let hydrate = scope.spawn(|| pool.hydrate(&refs(&volumes), whole(SIZE)));
+        // Time for it to find the block unmapped, and to wait for it.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let_through.send(()).expect("it waits");
+        write.join().expect("no panic").expect("written");
+        hydrate.join().expect("no panic").expect("hydrated");
+    });
+    assert!(read(&volumes[1]) == content);
+    content[..512].fill(3);
+    assert!(read(&volumes[0]) == content, "the write was lost");
+}
+
+/// Who was told where bytes of the origin lie reads them to the end before it is let go.
+#[test]
+fn the_origin_stays_for_reads_that_resolved_to_it() {
+    let rig = Rig::new(1, SIZE, SIZE);
+    let pool = rig.open();
+    pool.change(&[Change::CreateThin(id(0))]).expect("made");
+    let volumes = [rig.volume(&pool, id(0))];
+    let mut places = Vec::new();
+    volumes[0].read_at(&mut [0; 512], ByteOffset::ZERO).expect("its page is loaded");
+    let resolver = volumes[0].resolver().expect("it resolves");
+    let lease = resolver.resolve(Intent::Read, whole(SIZE), &mut places).expect("resolved");
+    pool.hydrate(&refs(&volumes), whole(SIZE)).expect("hydrated");
+    pool.commit().expect("committed");
+    let freed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            pool.free_from_origin(&refs(&volumes));
+            freed.store(true, Ordering::SeqCst);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert!(!freed.load(Ordering::SeqCst), "it was let go under a lease");
+        drop(lease);
+    });
+    assert!(read(&volumes[0]) == rig.fresh());
 }

@@ -12,7 +12,9 @@ use block_io::{
     MemoryDevice, ZeroMode,
 };
 use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind};
-use dm_thin::{BlockSize, Change, DeviceId, Discards, ExternalOrigin, OpenOptions, Pool, ThinVolume};
+use dm_thin::{
+    BlockSize, Change, DeviceId, Discards, ExternalOrigin, OpenOptions, Pool, ThinVolume,
+};
 use testkit::rng::Rng;
 
 use crate::common::{BLOCK, id};
@@ -49,7 +51,7 @@ impl Rig {
                 piece.fill(0);
             }
         }
-        let cache = if seed % 3 == 0 { CacheMode::Direct } else { CacheMode::Cached };
+        let cache = if seed.is_multiple_of(3) { CacheMode::Direct } else { CacheMode::Cached };
         let options = FileOptions { cache, read_only: true };
         let path = folder.path().join("origin");
         let origin: Arc<dyn BlockDevice> = match seed % 3 {

@@ -18,6 +18,7 @@ mod compressing;
 mod create;
 mod format;
 mod gate;
+mod held;
 mod info;
 mod layer;
 mod lock;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::OriginSource;
 use crate::{SnapshotName, VolumeName};
 
 /// One change of the names.
@@ -31,6 +32,19 @@ pub enum RecordedChange {
         id: u32,
         /// Its size in bytes.
         size: u64,
+    },
+    /// A new volume over an external origin.
+    CreateOver {
+        /// Its name.
+        name: VolumeName,
+        /// Its device.
+        id: u32,
+        /// Its size in bytes.
+        size: u64,
+        /// The origin.
+        origin: OriginSource,
+        /// How many bytes of it show.
+        shown: u64,
     },
     /// A snapshot of a volume.
     Snapshot {
@@ -99,5 +113,29 @@ pub enum RecordedChange {
         volume: VolumeName,
         /// The snapshot.
         snapshot: SnapshotName,
+    },
+    /// A device without a name was made as a snapshot of another that stands on an external origin.
+    Inherit {
+        /// The device.
+        id: u32,
+        /// What it is a snapshot of.
+        of: u32,
+    },
+    /// Such a device is gone.
+    Disinherit {
+        /// The device.
+        id: u32,
+    },
+    /// These devices hold themselves all that they showed of their external origin.
+    Free {
+        /// The devices.
+        ids: Vec<u32>,
+    },
+    /// What a volume held over its external origin is in the origin now.
+    Merge {
+        /// The volume.
+        volume: VolumeName,
+        /// How many bytes of the origin show in it.
+        shown: u64,
     },
 }

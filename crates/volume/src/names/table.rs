@@ -4,13 +4,23 @@ use std::collections::BTreeMap;
 
 use block_types::{Error, ErrorKind, Result};
 
-use super::{Record, RecordedChange};
+use super::origin::UnnamedOrigins;
+use super::{OriginEntry, Record, RecordedChange};
 use crate::{NodeName, SnapshotName, VolumeName};
 
 /// The names of a pool's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     volumes: BTreeMap<VolumeName, VolumeEntry>,
+    unnamed: UnnamedOrigins,
+}
+
+/// What the names know of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KnownNode {
+    pub(crate) id: u32,
+    pub(crate) size: u64,
+    pub(crate) origin: Option<OriginEntry>,
 }
 
 /// A volume as its name's records describe it.
@@ -27,6 +37,8 @@ pub struct VolumeEntry {
     pub born: u64,
     /// The snapshot that it is a clone of.
     pub parent: Option<String>,
+    /// What shows where it maps nothing.
+    pub origin: Option<OriginEntry>,
     /// Its snapshots, the oldest first.
     pub snapshots: Vec<SnapshotEntry>,
 }
@@ -44,6 +56,15 @@ pub struct SnapshotEntry {
     pub created: String,
     /// As [`VolumeEntry::born`].
     pub born: u64,
+    /// As [`VolumeEntry::origin`].
+    pub origin: Option<OriginEntry>,
+}
+
+impl VolumeEntry {
+    /// A volume of its own.
+    fn new(id: u32, size: u64, created: String, born: u64) -> Self {
+        Self { id, size, created, born, parent: None, origin: None, snapshots: Vec::new() }
+    }
 }
 
 impl Names {
@@ -62,6 +83,11 @@ impl Names {
     /// All volumes, by name.
     pub fn volumes(&self) -> &BTreeMap<VolumeName, VolumeEntry> {
         &self.volumes
+    }
+
+    /// Whether nothing is known of any device.
+    pub fn is_empty(&self) -> bool {
+        self.volumes.is_empty() && self.unnamed.all().next().is_none()
     }
 
     /// A volume.
@@ -96,6 +122,46 @@ impl Names {
         }
     }
 
+    /// What is known of a node.
+    pub(crate) fn known(&self, node: &NodeName) -> Result<KnownNode> {
+        let (id, size) = self.node(node)?;
+        let origin = match &node.snapshot {
+            None => self.volume(&node.volume)?.origin.clone(),
+            Some(name) => self.snapshot(&node.volume, name)?.origin.clone(),
+        };
+        Ok(KnownNode { id, size, origin })
+    }
+
+    /// All that stands on an external origin, with what it stands on. What has no name has no size
+    /// of its own: it is as large as what it shows.
+    pub(crate) fn over_origins(&self) -> impl Iterator<Item = (KnownNode, OriginEntry)> {
+        let named = self.volumes.values().flat_map(|entry| {
+            let snapshots = entry.snapshots.iter().map(|one| (one.id, one.size, &one.origin));
+            std::iter::once((entry.id, entry.size, &entry.origin)).chain(snapshots)
+        });
+        let named = named.filter_map(|(id, size, origin)| Some((id, size, origin.as_ref()?)));
+        let unnamed = self.unnamed.all().map(|(id, origin)| (id, origin.shown, origin));
+        named.chain(unnamed).map(|(id, size, origin)| {
+            (KnownNode { id, size, origin: Some(origin.clone()) }, origin.clone())
+        })
+    }
+
+    /// What a device shows where it maps nothing, whether it has a name or not.
+    pub(crate) fn origin_of(&self, id: u32) -> Option<&OriginEntry> {
+        let named = self.volumes.values().find_map(|entry| {
+            if entry.id == id {
+                return entry.origin.as_ref();
+            }
+            entry.snapshots.iter().find(|snapshot| snapshot.id == id)?.origin.as_ref()
+        });
+        named.or_else(|| self.unnamed.get(id))
+    }
+
+    /// Whether it is known of a device without a name that it stands on an origin.
+    pub(crate) fn is_unnamed_over_origin(&self, id: u32) -> bool {
+        self.unnamed.get(id).is_some()
+    }
+
     /// Checks that a volume's name is free.
     ///
     /// # Errors
@@ -116,50 +182,50 @@ impl Names {
         let created = record.at.clone();
         match &record.change {
             RecordedChange::Create { name, id, size } => {
-                self.check_free(name)?;
-                let entry = VolumeEntry {
-                    id: *id,
-                    size: *size,
-                    created,
-                    born,
-                    parent: None,
-                    snapshots: Vec::new(),
-                };
-                self.volumes.insert(name.clone(), entry);
+                self.add(name, VolumeEntry::new(*id, *size, created, born))?;
+            }
+            RecordedChange::CreateOver { name, id, size, origin, shown } => {
+                let origin = origin.clone();
+                let origin = OriginEntry { origin, shown: *shown, family: record.transaction };
+                let entry = VolumeEntry::new(*id, *size, created, born);
+                self.add(name, VolumeEntry { origin: Some(origin), ..entry })?;
             }
             RecordedChange::Snapshot { volume, name, id, size } => {
-                let entry =
-                    SnapshotEntry { name: name.clone(), id: *id, size: *size, created, born };
-                self.volume_mut(volume)?.snapshots.push(entry);
+                let (name, id, size) = (name.clone(), *id, *size);
+                let volume = self.volume_mut(volume)?;
+                let origin = volume.origin.clone();
+                volume.snapshots.push(SnapshotEntry { name, id, size, created, born, origin });
             }
             RecordedChange::Clone { volume, snapshot, name, id, size } => {
-                self.check_free(name)?;
-                let entry = VolumeEntry {
-                    id: *id,
-                    size: *size,
-                    created,
-                    born,
-                    parent: Some(format!("{volume}@{snapshot}")),
-                    snapshots: Vec::new(),
-                };
-                self.volumes.insert(name.clone(), entry);
+                let origin = self
+                    .volumes
+                    .get(volume)
+                    .and_then(|entry| entry.snapshots.iter().find(|one| one.name == *snapshot))
+                    .and_then(|entry| entry.origin.clone());
+                let parent = Some(format!("{volume}@{snapshot}"));
+                let entry = VolumeEntry::new(*id, *size, created, born);
+                self.add(name, VolumeEntry { parent, origin, ..entry })?;
             }
             RecordedChange::Rollback { volume, snapshot } => {
-                let size = self.snapshot(volume, snapshot)?.size;
-                self.volume_mut(volume)?.size = size;
+                let SnapshotEntry { size, origin, .. } = self.snapshot(volume, snapshot)?.clone();
+                let volume = self.volume_mut(volume)?;
+                (volume.size, volume.origin) = (size, origin);
             }
-            RecordedChange::Resize { volume, size } => self.volume_mut(volume)?.size = *size,
+            RecordedChange::Resize { volume, size } => {
+                let volume = self.volume_mut(volume)?;
+                volume.size = *size;
+                if let Some(origin) = &mut volume.origin {
+                    origin.shown = origin.shown.min(*size);
+                }
+            }
             RecordedChange::Name { name, id, size, born } => {
                 self.check_free(name)?;
-                let entry = VolumeEntry {
-                    id: *id,
-                    size: *size,
-                    created,
-                    born: *born,
-                    parent: None,
-                    snapshots: Vec::new(),
-                };
-                self.volumes.insert(name.clone(), entry);
+                let origin = self
+                    .unnamed
+                    .remove(*id)
+                    .map(|origin| OriginEntry { shown: origin.shown.min(*size), ..origin });
+                let entry = VolumeEntry::new(*id, *size, created, *born);
+                self.add(name, VolumeEntry { origin, ..entry })?;
             }
             RecordedChange::Rename { volume, name } => self.rename(volume, name)?,
             RecordedChange::Delete { volume } => {
@@ -170,6 +236,18 @@ impl Names {
                 self.snapshot(volume, snapshot)?;
                 self.volume_mut(volume)?.snapshots.retain(|entry| entry.name != *snapshot);
             }
+            RecordedChange::Inherit { id, of } => {
+                if let Some(origin) = self.origin_of(*of).cloned() {
+                    self.unnamed.insert(*id, born, origin);
+                }
+            }
+            RecordedChange::Disinherit { id } => drop(self.unnamed.remove(*id)),
+            RecordedChange::Free { ids } => self.free(ids),
+            RecordedChange::Merge { volume, shown } => {
+                if let Some(origin) = &mut self.volume_mut(volume)?.origin {
+                    origin.shown = *shown;
+                }
+            }
         }
         Ok(())
     }
@@ -177,6 +255,7 @@ impl Names {
     /// Forgets names whose device `is_alive` (device, transaction of its birth) does not know, and
     /// returns them: somebody else has deleted those devices.
     pub fn forget_dead(&mut self, is_alive: impl Fn(u32, u64) -> bool) -> Vec<String> {
+        self.unnamed.forget_dead(&is_alive);
         let mut dead = Vec::new();
         self.volumes.retain(|name, entry| {
             entry.snapshots.retain(|snapshot| {
@@ -231,6 +310,28 @@ impl Names {
         let entry = self.volumes.remove(old);
         self.volumes.extend(entry.map(|entry| (new.clone(), entry)));
         Ok(())
+    }
+
+    /// Adds a volume.
+    fn add(&mut self, name: &VolumeName, entry: VolumeEntry) -> Result<()> {
+        self.check_free(name)?;
+        self.volumes.insert(name.clone(), entry);
+        Ok(())
+    }
+
+    /// The devices stand on no origin any more.
+    fn free(&mut self, ids: &[u32]) {
+        for entry in self.volumes.values_mut() {
+            if ids.contains(&entry.id) {
+                entry.origin = None;
+            }
+            for snapshot in entry.snapshots.iter_mut().filter(|one| ids.contains(&one.id)) {
+                snapshot.origin = None;
+            }
+        }
+        for id in ids {
+            self.unnamed.remove(*id);
+        }
     }
 
     fn volume_mut(&mut self, name: &VolumeName) -> Result<&mut VolumeEntry> {
