@@ -104,9 +104,15 @@ impl Image {
 
     /// Writes whole clusters from `first` on; those that need a new place get one together.
     fn write_clusters(&self, first: GuestCluster, bytes: &[u8]) -> Result<()> {
+        let count = self.source.geometry.clusters(ByteCount::of(bytes));
+        let _alone = self.lock_clusters(first, count);
+        self.write_locked_clusters(first, bytes)
+    }
+
+    /// The same, where the clusters are locked.
+    pub(super) fn write_locked_clusters(&self, first: GuestCluster, bytes: &[u8]) -> Result<()> {
         let size = self.source.geometry.cluster().as_usize();
         let count = bytes.len() / size;
-        let _alone = self.lock_clusters(first, count as u64);
         let mut done = 0;
         while done < count {
             let guest = GuestCluster(first.0 + done as u64);
