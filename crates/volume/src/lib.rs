@@ -38,9 +38,9 @@ pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
 pub use dirty::{BitmapPart, BitmapStore, Recorder, Tracked};
 pub use dm_thin::{DeviceId, Message};
 pub use image::{
-    BackingPolicy, CreateImage, DiskImage, FormatSpecific, ImageCheck, ImageFormat, ImageInfo,
-    ImageMap, ImageOptions, ImageSettings, ImageSnapshot, MapRun, RepairImage, create_image,
-    fill_image,
+    BackingPolicy, ChainChange, ChainImage, CreateImage, DiskImage, FormatSpecific, ImageCheck,
+    ImageFormat, ImageInfo, ImageMap, ImageOptions, ImageSettings, ImageSnapshot, MapRun,
+    RepairImage, Work, create_image, fill_image, rename_backing,
 };
 pub use lock::PoolLock;
 pub use metadata::{MetadataSource, MetadataTarget, MetadataUse, TargetOptions};

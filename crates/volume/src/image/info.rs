@@ -9,7 +9,7 @@ use block_io::{BlockDevice, CacheMode};
 use block_types::{Error, Result};
 use disk_image::qcow2::{self, Compression};
 use disk_image::vhd::{self, VhdImage};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ImageFormat;
 use super::chain::open_file;
@@ -94,7 +94,7 @@ pub enum FormatSpecific {
 }
 
 /// An internal snapshot. Sizes are in bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageSnapshot {
     /// Unique in its image.

@@ -12,6 +12,7 @@
 //!
 //! [`ImageInfo`] is the exception: it opens the one file that it was given, and nothing else.
 
+mod below;
 mod chain;
 mod check;
 mod compressing;
@@ -19,21 +20,28 @@ mod create;
 mod format;
 mod gate;
 mod held;
+mod graph;
 mod info;
 mod layer;
 mod lock;
 mod map;
+mod node;
 mod open;
 mod probe;
+mod rebase;
 mod settings;
 mod snapshots;
+mod work;
 
 pub use check::{ImageCheck, RepairImage};
 pub use create::{CreateImage, create_image, fill_image};
 pub use format::ImageFormat;
 pub use gate::BackingPolicy;
+pub use graph::ChainImage;
 pub use info::{FormatSpecific, ImageInfo, ImageSnapshot};
 pub(crate) use lock::ImageLock;
 pub use map::{ImageMap, MapRun};
 pub use open::{DiskImage, ImageOptions};
+pub use rebase::rename_backing;
 pub use settings::ImageSettings;
+pub use work::{ChainChange, Work};

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use disk_image::qcow2;
 use disk_image::vhd::{self, VhdImage};
+use parking_lot::Mutex;
 
 use super::chain::{self, Link};
-use super::lock::ImageLock;
+use super::node::Node;
 use super::{BackingPolicy, ImageFormat};
 
 /// How an image is opened.
@@ -47,11 +49,29 @@ impl ImageOptions {
 /// that is dropped is as after a crash.
 pub struct DiskImage {
     path: PathBuf,
-    /// What is below it stays open as long as this does: the devices know each other.
     top: Opened,
     read_only: bool,
-    /// Of the whole chain.
-    _locks: Vec<ImageLock>,
+    pub(super) cache: CacheMode,
+    /// The chain, the topmost first, each with its locks.
+    pub(super) nodes: Mutex<Vec<Arc<Node>>>,
+    /// Whether work on the chain goes on.
+    pub(super) working: Arc<AtomicBool>,
+}
+
+/// Says, as long as it lives, that work on a chain goes on.
+pub(super) struct Working(Arc<AtomicBool>);
+
+impl Working {
+    /// `None` if other work goes on.
+    pub(super) fn begin(flag: &Arc<AtomicBool>) -> Option<Self> {
+        (!flag.swap(true, Ordering::AcqRel)).then(|| Self(Arc::clone(flag)))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// An image of a chain, open.
@@ -88,6 +108,31 @@ impl Opened {
         }
     }
 
+    /// Makes it durable and leaves the file as its format wants it.
+    pub(super) fn close(&self) -> Result<()> {
+        match self {
+            Self::Raw(file) => file.flush(),
+            Self::Qcow2(image) => image.close(),
+            Self::Vhd(image) => image.close(),
+        }
+    }
+
+    /// Changes the size of the disk.
+    pub(super) fn resize(&self, size: ByteCount) -> Result<()> {
+        match self {
+            Self::Vhd(image) => image.grow(size),
+            other => other.device().resize(size),
+        }
+    }
+
+    /// The UUID of a VHD.
+    pub(super) fn vhd_id(&self) -> Option<vhd::DiskId> {
+        match self {
+            Self::Vhd(image) => Some(image.id()),
+            _ => None,
+        }
+    }
+
     /// The disk.
     pub(super) fn device(&self) -> Arc<dyn BlockDevice> {
         match self {
@@ -107,15 +152,22 @@ impl DiskImage {
     /// of the files; those of the formats.
     pub fn open(path: &Path, options: &ImageOptions) -> Result<Self> {
         let mut links = chain::walk(path, options)?;
-        let mut locks = Vec::new();
-        let mut top = None;
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
         while let Some(link) = links.pop() {
             let read_only = options.read_only || !links.is_empty();
-            top = Some(Opened::open(&link, top.as_ref(), read_only)?);
-            locks.extend(link.locks);
+            let node = Node::open(link, nodes.last().map(|node| &**node), read_only)?;
+            nodes.push(Arc::new(node));
         }
-        let top = top.expect("a chain has the file that it begins with");
-        Ok(Self { path: path.to_owned(), top, read_only: options.read_only, _locks: locks })
+        nodes.reverse();
+        let top = nodes.first().expect("a chain has the file that it begins with").device.clone();
+        Ok(Self {
+            path: path.to_owned(),
+            top,
+            read_only: options.read_only,
+            cache: options.cache,
+            nodes: Mutex::new(nodes),
+            working: Arc::default(),
+        })
     }
 
     /// The path that it was opened by.
@@ -148,10 +200,7 @@ impl DiskImage {
     /// [`ErrorKind::Unsupported`] for a VHD that is to become smaller, or larger than its table
     /// lets it; those of the format.
     pub fn resize(&self, size: ByteCount) -> Result<()> {
-        match &self.top {
-            Opened::Vhd(image) => image.grow(size),
-            other => other.device().resize(size),
-        }
+        self.top.resize(size)
     }
 
     /// Makes everything durable and leaves the file as its format wants it. Clients of the device
@@ -163,11 +212,7 @@ impl DiskImage {
         if self.read_only {
             return Ok(());
         }
-        match &self.top {
-            Opened::Raw(file) => file.flush(),
-            Opened::Qcow2(image) => image.close(),
-            Opened::Vhd(image) => image.close(),
-        }
+        self.top.close()
     }
 
     /// The image as qcow2, for what only that format has.
