@@ -47,7 +47,7 @@ pub(crate) struct List {
 /// What is served.
 #[derive(Args, Debug)]
 struct Target {
-    /// What a daemon serves: a pool's directory, or an origin.
+    /// What a daemon serves: a pool's directory, an image, or an origin.
     #[arg(value_name = "TARGET")]
     path: PathBuf,
 }

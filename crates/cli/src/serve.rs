@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use block_io::CacheMode;
 use block_types::{ByteCount, Error, ErrorKind, Result};
@@ -31,7 +32,9 @@ const BLOCK_SIZE: ByteCount = ByteCount::new(64 << 10);
 /// SIGTERM, once everything is committed.
 ///
 /// An image is one export, called as its file is, and the default one. What it stands on is opened
-/// for reading; nobody else can change either meanwhile.
+/// for reading; nobody else can change either meanwhile. Its control socket is
+/// IMAGE.control.sock: by it 'firn image snapshot', 'commit', 'stream' and 'rebase' reach the image
+/// while it is served, and 'firn job' their jobs.
 ///
 /// A raw disk with snapshots, of which 'firn cow' or --cow tells, is an export too, and each
 /// snapshot another, called NAME@SNAPSHOT; all of them can be written. 'firn cow' reaches them
@@ -114,6 +117,7 @@ struct ServingImage {
     image: String,
     nbd_uri: String,
     nbd_tcp_uri: Option<String>,
+    control_socket: Option<String>,
 }
 
 /// Does what the verb says.
@@ -170,7 +174,7 @@ impl Serve {
     fn image(&self, output: Output) -> Outcome {
         self.refuse_pool_options()?;
         let options = self.image.options(self.read_only, self.cache.mode());
-        let image = DiskImage::open(&self.dir, &options)?;
+        let image = Arc::new(DiskImage::open(&self.dir, &options)?);
         let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let options = ImageServeOptions {
             name,
@@ -259,6 +263,7 @@ impl Serve {
             image: self.dir.display().to_string(),
             nbd_uri: ready.nbd_uri.clone(),
             nbd_tcp_uri: ready.nbd_tcp_uri.clone(),
+            control_socket: ready.control_socket.as_ref().map(|path| path.display().to_string()),
         });
     }
 

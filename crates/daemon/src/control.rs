@@ -1,6 +1,5 @@
 //! The control API's server: the one place that runs asynchronously.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use block_types::{Error, Result};
@@ -8,8 +7,6 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::api;
-use crate::served::ServedPool;
 use crate::socket::PrivateSocket;
 
 /// The control socket's name in a pool directory.
@@ -33,17 +30,8 @@ pub(crate) fn runtime() -> Result<Runtime> {
 }
 
 impl Control {
-    /// Serves the API of `served` at `socket`.
+    /// Serves the API of `router` at `socket`.
     pub(crate) fn start(
-        runtime: &Runtime,
-        socket: PrivateSocket,
-        served: Arc<ServedPool>,
-    ) -> Result<Self> {
-        Self::start_with(runtime, socket, api::router(served))
-    }
-
-    /// Serves `router` at `socket`.
-    pub(crate) fn start_with(
         runtime: &Runtime,
         socket: PrivateSocket,
         router: axum::Router,

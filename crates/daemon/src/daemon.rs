@@ -12,6 +12,7 @@ use nbd::{ExportSource, Listener, Server, ServerOptions, Transport, Uri};
 use tokio::runtime::Runtime;
 use volume::{OpenOptions, PoolDirectory};
 
+use crate::api;
 use crate::control::{self, Control};
 use crate::exports::PoolExports;
 use crate::keeper::Keeper;
@@ -98,7 +99,7 @@ impl Daemon {
         let server = Server::start(listeners, source, ServerOptions::default())?;
         let jobs = Arc::new(Registry::new());
         let served = Arc::new(ServedPool { pool, exports, server, jobs, base, path });
-        let control = Control::start(&runtime, control_socket, Arc::clone(&served))?;
+        let control = Control::start(&runtime, control_socket, api::router(Arc::clone(&served)))?;
         let ready = Ready {
             nbd_uri: served.base.to_string(),
             nbd_tcp_uri: tcp.map(|uri| uri.to_string()),

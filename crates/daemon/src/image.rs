@@ -1,14 +1,19 @@
-//! One image over NBD: an export, and nothing to control.
+//! One image over NBD: an export, and the control socket beside the image.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block_types::{Result, format_size};
 use nbd::{Export, ExportTable, Server, ServerOptions, Uri};
+use tokio::runtime::Runtime;
 use volume::DiskImage;
 
+use crate::api;
+use crate::control::Control;
 use crate::daemon::{GRACE, listen};
+use crate::image_access::{OpenImage, control_path};
+use crate::socket::PrivateSocket;
 
 /// How to serve an image.
 #[derive(Clone, Debug)]
@@ -34,18 +39,27 @@ pub struct ImageReady {
     pub nbd_uri: String,
     /// The export by TCP, where that was asked for.
     pub nbd_tcp_uri: Option<String>,
+    /// The control socket, where there can be one.
+    pub control_socket: Option<PathBuf>,
 }
 
 /// An image with its server.
 pub(crate) struct ServedImage {
     server: Server,
+    image: Arc<OpenImage>,
+    /// `None` where there can be no socket, and once it is stopped.
+    control: Option<Control>,
     uri: Uri,
     ready: ImageReady,
 }
 
 impl ServedImage {
     /// Serves `image`; the sockets accept when this returns.
-    pub(crate) fn start(image: &DiskImage, options: &ImageServeOptions) -> Result<Self> {
+    pub(crate) fn start(
+        runtime: &Runtime,
+        image: &Arc<DiskImage>,
+        options: &ImageServeOptions,
+    ) -> Result<Self> {
         let device = image.device();
         let description = format!("{} image of {}", image.format(), format_size(device.size()));
         let mut export = Export::new(options.name.clone(), device)?.described(description);
@@ -58,8 +72,12 @@ impl ServedImage {
         let named = |uri: Uri| Uri { export: options.name.clone(), ..uri };
         let uri = named(base);
         let nbd_tcp_uri = tcp.map(|uri| named(uri).to_string());
-        let ready = ImageReady { nbd_uri: uri.to_string(), nbd_tcp_uri };
-        Ok(Self { server, uri, ready })
+        let opened = Arc::new(OpenImage::new(Arc::clone(image)));
+        let path = control_path(image.path());
+        let control = listen_for_control(runtime, &path, &opened);
+        let control_socket = control.is_some().then_some(path);
+        let ready = ImageReady { nbd_uri: uri.to_string(), nbd_tcp_uri, control_socket };
+        Ok(Self { server, image: opened, control, uri, ready })
     }
 
     /// Where the export is reached.
@@ -72,10 +90,27 @@ impl ServedImage {
         &self.ready
     }
 
-    /// Takes no more connections, and lets requests in flight finish.
-    pub(crate) fn stop(&self) {
-        if !self.server.shutdown(GRACE) {
+    /// Takes no more connections, lets requests in flight finish, and cancels jobs.
+    pub(crate) fn stop(&mut self, runtime: &Runtime) {
+        let mut control = self.control.take();
+        if let Some(control) = &mut control {
+            control.refuse();
+        }
+        let orderly = std::thread::scope(|scope| {
+            let jobs = scope.spawn(|| self.image.jobs.shutdown(GRACE));
+            let clients = self.server.shutdown(GRACE);
+            clients && jobs.join().unwrap_or(false)
+        });
+        if !control.is_none_or(|control| control.finish(runtime, GRACE)) || !orderly {
             tracing::warn!("some requests took too long and were broken off");
         }
     }
+}
+
+/// The control socket at `path`, if there can be one: an image may lie where nobody may write, or
+/// under a name that is too long for a socket.
+fn listen_for_control(runtime: &Runtime, path: &Path, image: &Arc<OpenImage>) -> Option<Control> {
+    let control = PrivateSocket::listen(path)
+        .and_then(|socket| Control::start(runtime, socket, api::image::router(image)));
+    control.inspect_err(|error| tracing::warn!("{error}; the image is served without control")).ok()
 }

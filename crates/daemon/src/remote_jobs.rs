@@ -10,6 +10,7 @@ use volume::find_snapshots;
 use crate::api::JobRate;
 use crate::client::Client;
 use crate::control;
+use crate::image_access::control_path;
 use crate::job::{JobAccess, JobInfo};
 
 /// How long a daemon that is well may take to answer.
@@ -20,13 +21,17 @@ pub(crate) struct RemoteJobs {
     client: Client,
 }
 
-/// The jobs of the daemon that serves `target`: a pool's directory, or an origin with snapshots.
+/// The jobs of the daemon that serves `target`: a pool's directory, an image, or an origin with
+/// snapshots.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if no daemon serves it.
 pub fn jobs(target: &Path) -> Result<Box<dyn JobAccess>> {
     let origin = find_snapshots(target, None).ok().and_then(|place| place.control);
-    let socket = origin.unwrap_or_else(|| target.join(control::SOCKET));
+    let socket = origin.unwrap_or_else(|| match target.is_dir() {
+        true => target.join(control::SOCKET),
+        false => control_path(target),
+    });
     let client = Client::new(&socket)?;
     let jobs = RemoteJobs::new(client);
     jobs.client.get_within::<Vec<JobInfo>>("/v1/jobs", GREETING).map_err(|error| {

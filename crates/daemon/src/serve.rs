@@ -1,5 +1,6 @@
 //! `firn serve`: a [`Daemon`], or an image, until a signal, or a command, ends it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use block_types::{Error, Result};
@@ -82,7 +83,7 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<i32> 
 /// # Errors
 /// If a socket is not to be had, the command cannot be started, or the image cannot be closed.
 pub fn serve_image(
-    image: &DiskImage,
+    image: &Arc<DiskImage>,
     options: &ImageServeOptions,
     ready: impl FnOnce(&ImageReady),
 ) -> Result<i32> {
@@ -91,7 +92,7 @@ pub fn serve_image(
         let _entered = runtime.enter();
         Signals::take()?
     };
-    let served = ServedImage::start(image, options)?;
+    let mut served = ServedImage::start(&runtime, image, options)?;
     let name = image.path().display();
     tracing::info!(image = %name, uri = %served.uri(), "serving");
     notify("READY=1");
@@ -99,7 +100,7 @@ pub fn serve_image(
     let outcome = await_end(&runtime, options.run.as_deref(), served.uri(), signals);
     tracing::info!(image = %name, "stopping");
     notify("STOPPING=1");
-    served.stop();
+    served.stop(&runtime);
     let closed = image.close();
     runtime.shutdown_timeout(Duration::ZERO);
     // What the command had to say comes first.

@@ -14,6 +14,7 @@
 //! A job calls nobody back. It may be killed at any instant and begun again (RERUNNABLE): it only
 //! ever writes to the target what the source holds.
 
+mod chain;
 mod copy;
 mod monitor;
 mod origin;
@@ -23,6 +24,7 @@ mod report;
 mod worker;
 mod zeros;
 
+pub use chain::run_chain_work;
 pub use copy::{CopyJob, CopyOptions, CopyReport, TargetContent};
 pub use monitor::Monitor;
 pub use origin::{OriginReport, hydrate, merge};

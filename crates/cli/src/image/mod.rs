@@ -1,6 +1,7 @@
 //! `firn image`: one file per verb.
 
 mod access;
+mod chain;
 mod check;
 mod compare;
 mod convert;
@@ -17,6 +18,7 @@ pub(crate) use access::{Access, backing_policy};
 
 use crate::exit::Outcome;
 use crate::output::Output;
+use chain::{Commit, Overlay, Rebase, Stream};
 use check::Check;
 use compare::Compare;
 use convert::Convert;
@@ -36,6 +38,10 @@ pub(crate) enum ImageVerb {
     Convert(Convert),
     Compare(Compare),
     Resize(Resize),
+    Overlay(Overlay),
+    Commit(Commit),
+    Stream(Stream),
+    Rebase(Rebase),
     /// Internal snapshots of an image.
     #[command(
         subcommand,
@@ -55,6 +61,10 @@ pub(crate) fn run(verb: &ImageVerb, output: Output) -> Outcome {
         ImageVerb::Convert(convert) => convert.run(output),
         ImageVerb::Compare(compare) => compare.run(output),
         ImageVerb::Resize(resize) => resize.run(output),
+        ImageVerb::Overlay(overlay) => overlay.run(output),
+        ImageVerb::Commit(commit) => commit.run(output),
+        ImageVerb::Stream(stream) => stream.run(output),
+        ImageVerb::Rebase(rebase) => rebase.run(output),
         ImageVerb::Snapshot(verb) => snapshot::run(verb, output),
     }
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use block_types::{ByteCount, Result, format_size};
 use clap::{Args, Subcommand};
+use daemon::ImageAccess;
 use serde::Serialize;
-use volume::{DiskImage, ImageInfo, ImageSnapshot};
+use volume::{ImageInfo, ImageSnapshot};
 
 use super::Access;
 use crate::exit::{DONE, Outcome};
@@ -77,7 +78,7 @@ pub(super) fn run(verb: &SnapshotVerb, output: Output) -> Outcome {
 
 impl Named {
     fn create(&self, output: Output) -> Outcome {
-        let image = DiskImage::open(&self.path, &self.access.changing())?;
+        let image = daemon::access_image(&self.path, &self.access.changing())?;
         let snapshot = image.create_snapshot(&self.name)?;
         image.close()?;
         output.done(&snapshot, || {
@@ -91,10 +92,10 @@ impl Named {
         &self,
         output: Output,
         done: &str,
-        work: impl FnOnce(&DiskImage) -> Result<()>,
+        work: impl FnOnce(&dyn ImageAccess) -> Result<()>,
     ) -> Outcome {
-        let image = DiskImage::open(&self.path, &self.access.changing())?;
-        work(&image)?;
+        let image = daemon::access_image(&self.path, &self.access.changing())?;
+        work(&*image)?;
         image.close()?;
         let report = Done { filename: self.path.display().to_string(), name: self.name.clone() };
         output.done(&report, || format!("{}: snapshot '{}' {done}", report.filename, self.name))?;

@@ -6,6 +6,7 @@
 mod events;
 mod exports;
 mod extract;
+pub(crate) mod image;
 mod jobs;
 mod pool;
 mod problem;
@@ -31,7 +32,8 @@ use utoipa_axum::routes;
 pub(crate) use extract::{Body, Params};
 pub use problem::Problem;
 pub(crate) use request::{
-    CreateVolume, HydrateVolume, JobRate, NewName, NewSize, NewVolume, PoolMessage, StatusLine,
+    CommitImage, CreateVolume, HydrateVolume, JobRate, NewName, NewSize, NewVolume, PoolMessage,
+    RebaseImage, SnapshotOfImage, StatusLine, StreamImage,
 };
 
 use crate::served::ServedPool;
@@ -122,7 +124,12 @@ pub(crate) fn with_jobs(mut document: utoipa::openapi::OpenApi) -> utoipa::opena
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "daemon",
     responses((status = OK, description = "The OpenAPI document", body = serde_json::Value)))]
 async fn document() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
+    json_text(openapi()).await
+}
+
+/// A text that is JSON.
+async fn json_text(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 async fn unknown_path(uri: Uri) -> Failure {

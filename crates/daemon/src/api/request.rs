@@ -57,6 +57,48 @@ pub(crate) struct PoolMessage {
     pub(crate) message: String,
 }
 
+/// What to pull up into an image.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StreamImage {
+    /// The path of the image of the chain that stays below it; without one, none does.
+    pub(crate) base: Option<String>,
+}
+
+/// What to commit.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CommitImage {
+    /// The path of the upmost image that is written into the base.
+    pub(crate) top: Option<String>,
+    /// The path of the base; without one it is the next image below.
+    pub(crate) base: Option<String>,
+}
+
+/// Another backing file.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct RebaseImage {
+    /// Its path.
+    pub(crate) backing: String,
+    /// Its format, if it is not to be found out.
+    pub(crate) format: Option<String>,
+    /// Folders in which it may name files that it stands on, beside its own.
+    #[serde(default)]
+    pub(crate) allow_folders: Vec<String>,
+    /// Whether it may name any file.
+    #[serde(default)]
+    pub(crate) allow_any: bool,
+}
+
+/// An internal snapshot.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SnapshotOfImage {
+    /// Its name, or its id if it is there already.
+    pub(crate) name: String,
+}
+
 /// A limit on what a job may move.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -113,6 +113,42 @@ pub(super) struct ChangedRange {
     kind: String,
 }
 
+/// An image of a chain.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct ChainImage {
+    /// Its path.
+    filename: String,
+    /// Its format, as QEMU calls it.
+    format: String,
+    /// The size of its disk.
+    virtual_size: u64,
+}
+
+/// An internal snapshot of an image, in qemu-img's words.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+pub(super) struct ImageSnapshot {
+    /// Its number.
+    id: String,
+    /// Its name.
+    name: String,
+    /// The size of the disk then.
+    disk_size: u64,
+    /// The size of its VM state.
+    vm_state_size: u64,
+    /// When it was taken, in seconds since 1970.
+    date_sec: u64,
+    /// And nanoseconds.
+    date_nsec: u32,
+    /// How long the machine had been running, in seconds.
+    vm_clock_sec: u64,
+    /// And nanoseconds.
+    vm_clock_nsec: u32,
+    /// Instructions of a machine that is replayed.
+    icount: Option<u64>,
+}
+
 /// What a check found.
 #[derive(ToSchema)]
 #[schema(rename_all = "kebab-case")]

@@ -103,7 +103,7 @@ fn serve_open(
         Some(name) => drop(served.begin_merge(&name, true, false)?),
         None => served.resume_merge()?,
     }
-    let mut control = Control::start_with(runtime, socket, api::router(Arc::clone(&served)))?;
+    let mut control = Control::start(runtime, socket, api::router(Arc::clone(&served)))?;
     let uri = Uri { export: served.exports.name().to_owned(), ..served.base.clone() };
     let mut uris = served.list().into_iter().map(|export| export.uri);
     let name = cow.path().display();

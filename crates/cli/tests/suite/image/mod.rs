@@ -4,6 +4,7 @@ mod chain;
 mod change;
 mod copy;
 mod gate;
+mod jobs;
 mod locks;
 mod make;
 mod serve;
