@@ -2,5 +2,7 @@
 
 mod common;
 mod crash;
-
+mod live;
+mod peers;
+mod points;
 mod world;
