@@ -7,6 +7,7 @@ use crate::generate::{Completions, GenerateMan};
 use crate::image::ImageVerb;
 use crate::job::JobVerb;
 use crate::pool::PoolVerb;
+use crate::repo::RepoVerb;
 use crate::serve::Serve;
 use crate::snapshot::SnapshotVerb;
 use crate::volume::VolumeVerb;
@@ -82,6 +83,10 @@ pub(crate) enum Object {
     /// Classic snapshots: a raw disk that stays in place, its past in stores.
     #[command(subcommand, arg_required_else_help = true)]
     Cow(CowVerb),
+
+    /// Repositories: directories of VHDs that stand on each other.
+    #[command(subcommand, arg_required_else_help = true)]
+    Repo(RepoVerb),
 
     /// Jobs: long work that a daemon is doing.
     #[command(subcommand, arg_required_else_help = true)]

@@ -20,6 +20,7 @@ mod origin;
 mod output;
 mod pool;
 mod progress;
+mod repo;
 mod serve;
 mod size;
 mod snapshot;
@@ -53,6 +54,7 @@ fn run(firn: &Firn) -> Outcome {
         Object::Snapshot(verb) => snapshot::run(verb, output),
         Object::Image(verb) => image::run(verb, output),
         Object::Cow(verb) => cow::run(verb, output),
+        Object::Repo(verb) => repo::run(verb, output),
         Object::Job(verb) => job::run(verb, output),
         Object::Serve(serve) => serve::run(serve, output),
         Object::Completions(completions) => generate::completions(completions),

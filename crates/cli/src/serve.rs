@@ -9,6 +9,7 @@ use block_io::CacheMode;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use clap::{Args, ValueEnum};
 use daemon::{ImageReady, ImageServeOptions, OriginReady, OriginServeOptions, Ready, ServeOptions};
+use repository::Repository;
 use serde::Serialize;
 use volume::{
     CowOptions, CreateOptions, DeviceOptions, DiskImage, OpenOptions, PoolDirectory, VolumeName,
@@ -25,11 +26,14 @@ use crate::size::{size, whole_sectors};
 /// The block size of a pool that '--new' makes.
 const BLOCK_SIZE: ByteCount = ByteCount::new(64 << 10);
 
-/// Serve the volumes of a pool, or an image, over NBD.
+/// Serve the volumes of a pool, the disks of a repository, or an image, over NBD.
 ///
 /// Every volume is an export of its name, every snapshot a read-only one called NAME@SNAPSHOT.
 /// While a pool is served, all other verbs reach it through this process. It ends on SIGINT and
 /// SIGTERM, once everything is committed.
+///
+/// A repository's disks and snapshots are exports likewise, and its collector runs beside them:
+/// within seconds of a deletion it merges what can be.
 ///
 /// An image is one export, called as its file is, and the default one. What it stands on is opened
 /// for reading; nobody else can change either meanwhile. Its control socket is
@@ -52,7 +56,7 @@ EXAMPLE
   firn serve disk.qcow2 --socket disk.sock
   firn serve disk.img --cow past.cow")]
 pub(crate) struct Serve {
-    /// The pool's directory, or the image.
+    /// The directory of a pool or a repository, or the image.
     #[arg(value_name = "DIR|IMAGE")]
     dir: PathBuf,
 
@@ -128,7 +132,10 @@ pub(crate) fn run(serve: &Serve, output: Output) -> Outcome {
         }
         return serve.image(output);
     }
-    serve.make_what_is_missing()?;
+    let is_repository = Repository::is_at(&serve.dir);
+    if !is_repository {
+        serve.make_what_is_missing()?;
+    }
     let options = ServeOptions {
         pool: serve.dir.clone(),
         cache: serve.cache.mode(),
@@ -138,7 +145,12 @@ pub(crate) fn run(serve: &Serve, output: Output) -> Outcome {
         run: serve.run.clone(),
         listen_fds: std::env::var_os("LISTEN_FDS").is_some(),
     };
-    let code = daemon::serve(&options, |ready| serve.announce(ready, output))?;
+    let ready = |ready: &Ready| serve.announce(ready, output);
+    let code = if is_repository {
+        daemon::serve_repository(&options, ready)?
+    } else {
+        daemon::serve(&options, ready)?
+    };
     Ok(u8::try_from(code).unwrap_or(FAILED))
 }
 

@@ -21,7 +21,7 @@ use crate::served::ServedPool;
 use crate::socket::{self, PrivateSocket};
 
 /// The NBD socket's name in a pool directory.
-const NBD_SOCKET: &str = "nbd.sock";
+pub(crate) const NBD_SOCKET: &str = "nbd.sock";
 
 /// How long requests in flight may take when the daemon stops.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
@@ -181,7 +181,7 @@ pub(crate) fn listen(
 }
 
 /// `path` as processes elsewhere have to name it.
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path)
         .map_err(|error| Error::io(path.display().to_string(), "has no absolute path", error))
 }

@@ -10,6 +10,7 @@ pub(crate) mod image;
 mod jobs;
 mod pool;
 mod problem;
+mod repository;
 mod request;
 pub(crate) mod schema;
 mod snapshots;
@@ -32,10 +33,11 @@ use utoipa_axum::routes;
 pub(crate) use extract::{Body, Params};
 pub use problem::Problem;
 pub(crate) use request::{
-    CommitImage, CreateVolume, HydrateVolume, JobRate, NewName, NewSize, NewVolume, PoolMessage,
-    RebaseImage, SnapshotOfImage, StatusLine, StreamImage,
+    AddedDisk, CommitImage, CreateVolume, HydrateVolume, JobRate, NewDisk, NewName, NewSize,
+    NewVolume, PoolMessage, RebaseImage, SnapshotOfImage, StatusLine, StreamImage,
 };
 
+use crate::repository::ServedRepository;
 use crate::served::ServedPool;
 use problem::Failure;
 
@@ -58,6 +60,7 @@ const DOCUMENT_PATH: &str = "/v1/openapi.json";
         (name = "pool", description = "The pool as a whole"),
         (name = "volumes", description = "Volumes"),
         (name = "snapshots", description = "Snapshots of volumes"),
+        (name = "repository", description = "A repository of disk images, where one is served"),
         (name = "jobs", description = "Long work in progress"),
         (name = "daemon", description = "The serving process and its clients")
     )
@@ -109,9 +112,17 @@ pub(crate) fn framed(router: Router, jobs: Arc<::jobs::Registry>) -> Router {
         .layer(middleware::from_fn(log))
 }
 
+/// The API of a repository.
+pub(crate) fn repository_router(served: Arc<ServedRepository>) -> Router {
+    let jobs = Arc::clone(&served.jobs);
+    framed(repository::parts().0.with_state(served), jobs)
+}
+
 /// The OpenAPI document of the control API, as JSON.
 pub fn openapi() -> String {
-    with_jobs(parts().1).to_pretty_json().expect("the document is made of plain values")
+    let mut document = with_jobs(parts().1);
+    document.merge(repository::parts().1);
+    document.to_pretty_json().expect("the document is made of plain values")
 }
 
 /// A document, with what there is to say of jobs.

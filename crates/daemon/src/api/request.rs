@@ -48,6 +48,26 @@ pub(crate) struct HydrateVolume {
     pub(crate) rate: Option<u64>,
 }
 
+/// An empty disk to make in a repository.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewDisk {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its size in bytes.
+    pub(crate) size: u64,
+}
+
+/// A VHD to copy into a repository.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AddedDisk {
+    /// The name that it is to have.
+    pub(crate) name: String,
+    /// Where the daemon finds it.
+    pub(crate) path: String,
+}
+
 /// A message as the kernel's thin-pool target takes it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
