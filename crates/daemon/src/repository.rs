@@ -170,7 +170,7 @@ impl RepositoryDaemon {
         let served = ServedRepository { repository, jobs, server, read_only, base, path };
         let served = Arc::new(served);
         let api = api::repository_router(Arc::clone(&served));
-        let control = Control::start_with(&runtime, control_socket, api)?;
+        let control = Control::start(&runtime, control_socket, api)?;
         let collector = (!read_only).then(|| Self::collector(&served)).transpose()?;
         let ready = Ready {
             nbd_uri: served.base.to_string(),
