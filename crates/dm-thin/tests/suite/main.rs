@@ -8,6 +8,7 @@ mod differential;
 mod events;
 mod exhaustion;
 mod faults;
+mod features;
 mod fixtures;
 mod held_root;
 mod hydrate;

@@ -11,21 +11,21 @@ use block_io::{
 };
 use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind};
 use dm_thin::{
-    Change, Discards, EventKind, OpenOptions, Pool, PoolMode, PoolSettings, PoolStatus, ThinVolume,
+    Change, EventKind, OpenOptions, Pool, PoolMode, PoolSettings, PoolStatus, ThinVolume,
 };
 
 /// Data blocks of the pools here.
-const BLOCKS: u64 = 16;
+pub(crate) const BLOCKS: u64 = 16;
 /// So long nothing takes that does not wait for what never comes.
 const LONG: Duration = Duration::from_secs(60);
 
-struct Disks {
+pub(crate) struct Disks {
     metadata: Arc<MemoryDevice>,
-    data: Arc<MemoryDevice>,
+    pub(crate) data: Arc<MemoryDevice>,
 }
 
 impl Disks {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (metadata, data) = formatted(1 << 20, BLOCKS);
         Self {
             metadata: Arc::new(MemoryDevice::from_bytes("metadata", metadata)),
@@ -33,7 +33,7 @@ impl Disks {
         }
     }
 
-    fn open(&self, settings: PoolSettings) -> Arc<Pool> {
+    pub(crate) fn open(&self, settings: PoolSettings) -> Arc<Pool> {
         self.open_on(self.metadata.clone(), settings)
     }
 
@@ -53,17 +53,17 @@ fn patient() -> PoolSettings {
     PoolSettings { no_space_timeout: None, ..PoolSettings::default() }
 }
 
-fn impatient() -> PoolSettings {
+pub(crate) fn impatient() -> PoolSettings {
     let mut settings = PoolSettings::default();
     settings.features.error_if_no_space = true;
     settings
 }
 
-fn at(block: u64) -> ByteOffset {
+pub(crate) fn at(block: u64) -> ByteOffset {
     ByteOffset::new(block * BLOCK)
 }
 
-fn block(number: u64) -> ByteRange {
+pub(crate) fn block(number: u64) -> ByteRange {
     ByteRange::new(at(number), ByteCount::new(BLOCK))
 }
 
@@ -80,7 +80,7 @@ fn mode(pool: &Pool) -> PoolMode {
 }
 
 /// The pool's volume, every block of the pool written.
-fn full(pool: &Pool) -> ThinVolume {
+pub(crate) fn full(pool: &Pool) -> ThinVolume {
     pool.change(&[Change::CreateThin(id(0))]).expect("made");
     let thin = pool.open_volume(id(0), "thin", ByteCount::new(64 * BLOCK), false).expect("opened");
     (0..BLOCKS).for_each(|block| write(&thin, block).expect("written"));
@@ -454,53 +454,4 @@ fn read_only_is_a_choice_that_can_be_taken_back() {
     drop(thin);
     pool.close().expect("closed");
     disks.check();
-}
-
-#[test]
-fn discards_do_what_the_features_say() {
-    for discards in [Discards::Ignored, Discards::Kept, Discards::PassedDown] {
-        let disks = Disks::new();
-        let mut settings = impatient();
-        settings.features.discards = discards;
-        let pool = disks.open(settings);
-        let thin = full(&pool);
-        assert_eq!(thin.limits().discards, discards != Discards::Ignored);
-        thin.discard(block(3)).expect("discarded");
-        thin.zero(block(4), ZeroMode { may_unmap: true, only_if_fast: false }).expect("zeroed");
-        pool.commit().expect("committed");
-        let used = if discards == Discards::Ignored { BLOCKS } else { BLOCKS - 2 };
-        assert_eq!(pool.status().data_used, used, "{discards:?}");
-        let mut bytes = [1; 512];
-        thin.read_at(&mut bytes, at(4)).expect("read");
-        assert_eq!(bytes, [0; 512]);
-        // Whether the bytes below are gone.
-        let mut below = [0; 512];
-        disks.data.read_at(&mut below, at(3)).expect("read");
-        assert_eq!(below == [0; 512], discards == Discards::PassedDown, "{discards:?}");
-        assert_eq!(pool.status().discards, discards);
-        let mut other = settings;
-        other.features.discards =
-            if discards == Discards::Ignored { Discards::Kept } else { Discards::Ignored };
-        assert_eq!(pool.configure(other).expect_err("open").kind(), ErrorKind::Unsupported);
-    }
-}
-
-#[test]
-fn new_blocks_are_zeroed_unless_that_is_skipped() {
-    for skip_zeroing in [false, true] {
-        let disks = Disks::new();
-        disks.data.write_at(&[9; BLOCK as usize], at(0)).expect("written");
-        let mut settings = impatient();
-        settings.features.skip_zeroing = skip_zeroing;
-        let pool = disks.open(settings);
-        pool.change(&[Change::CreateThin(id(0))]).expect("made");
-        let size = ByteCount::new(BLOCK);
-        let thin = pool.open_volume(id(0), "thin", size, false).expect("opened");
-        thin.write_at(&[5; 512], ByteOffset::new(1024)).expect("written");
-        let mut bytes = [0; 2048];
-        thin.read_at(&mut bytes, ByteOffset::ZERO).expect("read");
-        assert_eq!(bytes[1024..1536], [5; 512]);
-        let rest = if skip_zeroing { 9 } else { 0 };
-        assert_eq!((bytes[0], bytes[1023], bytes[1536]), (rest, rest, rest));
-    }
 }
