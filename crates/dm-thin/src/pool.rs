@@ -281,8 +281,8 @@ impl Pool {
         self.shared.condition.settings()
     }
 
-    /// Raises [`EventKind::Alarm`](crate::EventKind::Alarm) once when a block is asked for while no more than `free` are
-    /// free, or at no number any more.
+    /// Raises [`EventKind::Alarm`](crate::EventKind::Alarm) once when a block is asked for while no
+    /// more than `free` are free, or at no number any more.
     pub fn set_alarm(&self, free: Option<u64>) {
         self.shared.allocator.lock().set_mark(MarkName::Alarm, free);
     }
