@@ -6,6 +6,7 @@
 mod access;
 mod activate;
 mod address;
+mod changes;
 mod command;
 mod cow;
 mod exit;

@@ -13,6 +13,7 @@ use crate::exit::{DONE, Outcome};
 use crate::keep::{Events, Set};
 use crate::metadata::{Check, Delta, Dump, Ls, Pack, Repair, Restore, Rmap, Unpack};
 use crate::output::Output;
+use crate::progress;
 use crate::size::{NewSize, new_size, size};
 
 /// The verbs of pools.
@@ -24,6 +25,7 @@ pub(crate) enum PoolVerb {
     Grow(Grow),
     Set(Set),
     Events(Events),
+    Trim(Trim),
     Message(SendMessage),
     Check(Check),
     Dump(Dump),
@@ -131,6 +133,19 @@ pub(crate) struct Grow {
     metadata: Option<ByteCount>,
 }
 
+/// Give the space of free blocks back to the file system.
+///
+/// What volumes give up is given back by itself. This finds what is left over: after a crash, after
+/// another program had the pool, or in a data file that was copied. Works while the pool is served,
+/// and can be broken off and begun again.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn pool trim lab")]
+pub(crate) struct Trim {
+    /// The pool's directory.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
 /// The kernel's status line, as JSON has it.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -156,6 +171,7 @@ pub(crate) fn run(verb: &PoolVerb, output: Output) -> Outcome {
         PoolVerb::Grow(grow) => grow.run(output),
         PoolVerb::Set(set) => set.run(output),
         PoolVerb::Events(events) => events.run(output),
+        PoolVerb::Trim(trim) => trim.run(output),
         PoolVerb::Message(message) => message.run(output),
         PoolVerb::Check(check) => check.run(output),
         PoolVerb::Dump(dump) => dump.run(output),
@@ -246,6 +262,17 @@ fn bytes(count: u64) -> String {
     format_size(ByteCount::new(count))
 }
 
+impl Trim {
+    fn run(&self, output: Output) -> Outcome {
+        let job =
+            change(&self.dir, |pool| progress::attend(pool.jobs(), pool.trim()?, "trim", output))?;
+        output.done(&job, || {
+            format!("{}: {} of free space given back", self.dir.display(), bytes(job.done))
+        })?;
+        Ok(DONE)
+    }
+}
+
 /// A pool's state, a figure per line.
 fn describe(report: &PoolReport) -> String {
     let used = |used, of: u64| {
@@ -266,7 +293,7 @@ fn describe(report: &PoolReport) -> String {
     if report.needs_check {
         mode.push_str("; needs a check");
     }
-    let lines = [
+    let mut lines = vec![
         ("pool", report.path.clone()),
         ("mode", mode),
         ("data", used(report.data_used, report.size)),
@@ -276,5 +303,9 @@ fn describe(report: &PoolReport) -> String {
         ("snapshots", report.snapshots.to_string()),
         ("transaction", report.transaction.to_string()),
     ];
+    if report.reclaiming > 0 {
+        let most = format!("up to {}, of what was deleted", bytes(report.reclaiming));
+        lines.insert(3, ("reclaiming", most));
+    }
     lines.iter().map(|(what, value)| format!("{:<13}{value}\n", format!("{what}:"))).collect()
 }

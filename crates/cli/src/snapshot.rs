@@ -1,15 +1,18 @@
 //! `firn snapshot`: create, list, delete, rollback, clone, diff.
 
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use block_types::{ByteCount, Error, ErrorKind, Result, format_size};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use volume::{ChangedRange, SnapshotInfo, VolumeInfo};
+use volume::{SnapshotInfo, VolumeInfo};
 
 use crate::access::{ask, change};
 use crate::address::{NodeAddress, SnapshotAddress, VolumeAddress, node, snapshot, volume};
+use crate::changes::Changes;
 use crate::exit::{DONE, Outcome};
+use crate::metadata::sink;
 use crate::output::Output;
 use crate::table::{Table, moment};
 use crate::volume::Deleted;
@@ -92,7 +95,8 @@ pub(crate) struct CloneVerb {
 /// Show where two volumes or snapshots of a pool differ.
 ///
 /// Found from the metadata alone, in units of the pool's block size: 'data' where the second holds
-/// something else than the first, 'discarded' where the second no longer holds anything.
+/// something else than the first, 'discarded' where the second no longer holds anything. Both are
+/// compared as they were at one moment; clients of a pool that is served go on meanwhile.
 #[derive(Args, Debug)]
 #[command(after_long_help = "EXAMPLE\n  firn snapshot diff lab/db@monday lab/db --json")]
 pub(crate) struct Diff {
@@ -196,8 +200,13 @@ impl CloneVerb {
 impl Diff {
     fn run(&self, output: Output) -> Outcome {
         check_same_pool(&self.from.pool, &self.to.pool, "a difference")?;
-        let ranges = ask(&self.from.pool, |pool| pool.diff(&self.from.node, &self.to.node))?;
-        output.result(&ranges, || changes(&ranges))?;
+        let pool = daemon::access(&self.from.pool, true)?;
+        sink::write(None, false, |out| {
+            let mut list = Changes::new(BufWriter::new(out), output);
+            pool.diff(&self.from.node, &self.to.node, &mut |range| list.add(&range))?;
+            list.end()
+        })?;
+        pool.close()?;
         Ok(DONE)
     }
 }
@@ -232,14 +241,6 @@ fn list(snapshots: &[Listed]) -> String {
             bytes(snapshot.mapped),
             moment(snapshot.created.as_deref()),
         ]);
-    }
-    table.render()
-}
-
-fn changes(ranges: &[ChangedRange]) -> String {
-    let mut table = Table::new(&["START", "LENGTH", "KIND"], &[0, 1]);
-    for range in ranges {
-        table.add([range.start.to_string(), range.length.to_string(), range.kind.clone()]);
     }
     table.render()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block_io::{BlockDevice, CacheMode};
-use block_types::{ByteCount, ErrorKind, Result};
+use block_types::{ByteCount, Error, ErrorKind, Result};
 use volume::{
     ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, OpenOptions, OriginSource,
     PoolDirectory, PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
@@ -54,6 +54,10 @@ pub trait PoolAccess: Send + Sync {
     /// # Errors
     /// [`ErrorKind::Unsupported`] if no daemon serves the pool.
     fn events(&self, after: u64, wait: u64) -> Result<EventList>;
+
+    /// Begins to give the space of free blocks back to the file system, and returns the number of
+    /// the job that does it.
+    fn trim(&self) -> Result<u64>;
 
     /// Checks the metadata as the last commit left it.
     fn check(&self) -> Result<CheckReport>;
@@ -133,8 +137,32 @@ pub trait PoolAccess: Send + Sync {
         new: &VolumeName,
     ) -> Result<VolumeInfo>;
 
-    /// Where `to` holds something else than `from`.
-    fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>>;
+    /// The pool's metadata as a commit left it, for reading as long as it is wanted; writers go on
+    /// meanwhile. To be dropped before the access is.
+    fn open_metadata(&self) -> Result<Arc<dyn BlockDevice>>;
+
+    /// The number of a volume or a snapshot, and its size.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    fn node(&self, node: &NodeName) -> Result<(DeviceId, ByteCount)> {
+        let volume = self.volume(&node.volume)?;
+        let Some(name) = &node.snapshot else {
+            return Ok((DeviceId::new(volume.id)?, ByteCount::new(volume.size)));
+        };
+        let mut snapshots = volume.snapshots.iter();
+        let found = snapshots.find(|snapshot| snapshot.name == name.as_str());
+        let found = found.ok_or_else(|| no_snapshot(node))?;
+        Ok((DeviceId::new(found.id)?, ByteCount::new(found.size)))
+    }
+
+    /// Calls `each` with the ranges where `to` holds something else than `from`.
+    fn diff(
+        &self,
+        from: &NodeName,
+        to: &NodeName,
+        each: &mut dyn FnMut(ChangedRange) -> Result<()>,
+    ) -> Result<()>;
 
     /// What a daemon serves, and to whom.
     ///
@@ -153,6 +181,12 @@ pub trait PoolAccess: Send + Sync {
     /// Commits what was changed; nothing can be asked afterwards. A pool that a daemon serves stays
     /// open there.
     fn close(&self) -> Result<()>;
+}
+
+/// The answer to who asks for a snapshot that is not there.
+pub(crate) fn no_snapshot(node: &NodeName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("snapshot {node}"), "there is no such snapshot")
+        .advise("'firn snapshot list' shows what there is")
 }
 
 /// Reaches the pool in `dir`: through the daemon that serves it if there is one, else by opening it

@@ -13,6 +13,10 @@ use nbd::{Export, ExportEntry, ExportSource};
 use parking_lot::Mutex;
 use volume::{NodeName, PoolDirectory, SnapshotName, VolumeInfo, VolumeName};
 
+/// The export of the pool's metadata, as a commit left it when the client came. It is not listed,
+/// and no volume can be called that.
+pub(crate) const METADATA: &str = ".metadata";
+
 /// The exports of a pool.
 pub(crate) struct PoolExports {
     pool: Arc<PoolDirectory>,
@@ -139,6 +143,10 @@ impl Table {
 
 impl ExportSource for PoolExports {
     fn find(&self, name: &str) -> Result<Arc<Export>> {
+        if name == METADATA {
+            let metadata = Arc::new(self.pool.hold_metadata()?);
+            return Ok(Arc::new(Export::new(METADATA, metadata)?.one_connection()));
+        }
         let node = self.node(name)?;
         // Not under the lock: the server of an external origin may take its time.
         let _stays_open = self.pool.open_origin(&node)?;

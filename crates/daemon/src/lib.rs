@@ -43,6 +43,7 @@ mod run;
 mod serve;
 mod served;
 mod socket;
+mod trim;
 
 pub use access::{PoolAccess, access};
 pub use api::{Problem, openapi};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
-use jobs::Registry;
+use jobs::{JobId, Registry};
 use volume::{
     ChangedRange, CheckReport, DeviceId, EventList, Message, NodeName, OriginSource, PoolDirectory,
     PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
@@ -14,6 +14,7 @@ use crate::access::PoolAccess;
 use crate::job::{self, JobAccess, JobInfo};
 use crate::keeper::Keeper;
 use crate::report::ExportInfo;
+use crate::trim;
 
 /// Access to a pool of our own.
 pub(crate) struct LocalPool {
@@ -62,6 +63,10 @@ impl PoolAccess for LocalPool {
 
     fn events(&self, _after: u64, _wait: u64) -> Result<EventList> {
         Err(not_served(&self.pool))
+    }
+
+    fn trim(&self) -> Result<u64> {
+        trim::start(&self.jobs, &self.pool).map(JobId::get)
     }
 
     fn check(&self) -> Result<CheckReport> {
@@ -116,11 +121,15 @@ impl PoolAccess for LocalPool {
     }
 
     fn delete_volume(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {
-        self.pool.delete_volume(name, with_snapshots)
+        self.pool.delete_volume(name, with_snapshots)?;
+        // Nobody else would give the space back before the pool is opened again.
+        self.pool.reclaim()
     }
 
     fn delete_volume_by_force(&self, name: &VolumeName, with_snapshots: bool) -> Result<()> {
-        self.pool.delete_volume(name, with_snapshots)
+        self.pool.delete_volume(name, with_snapshots)?;
+        // Nobody else would give the space back before the pool is opened again.
+        self.pool.reclaim()
     }
 
     fn resize_volume(&self, name: &VolumeName, size: ByteCount) -> Result<VolumeInfo> {
@@ -136,15 +145,18 @@ impl PoolAccess for LocalPool {
     }
 
     fn delete_snapshot(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
-        self.pool.delete_snapshot(volume, snapshot)
+        self.pool.delete_snapshot(volume, snapshot)?;
+        self.pool.reclaim()
     }
 
     fn delete_snapshot_by_force(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
-        self.pool.delete_snapshot(volume, snapshot)
+        self.pool.delete_snapshot(volume, snapshot)?;
+        self.pool.reclaim()
     }
 
     fn rollback(&self, volume: &VolumeName, snapshot: &SnapshotName) -> Result<()> {
-        self.pool.rollback(volume, snapshot)
+        self.pool.rollback(volume, snapshot)?;
+        self.pool.reclaim()
     }
 
     fn clone_snapshot(
@@ -156,8 +168,17 @@ impl PoolAccess for LocalPool {
         self.pool.clone_snapshot(volume, snapshot, new)
     }
 
-    fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>> {
-        self.pool.diff(from, to)
+    fn diff(
+        &self,
+        from: &NodeName,
+        to: &NodeName,
+        each: &mut dyn FnMut(ChangedRange) -> Result<()>,
+    ) -> Result<()> {
+        self.pool.diff(from, to, each)
+    }
+
+    fn open_metadata(&self) -> Result<Arc<dyn BlockDevice>> {
+        Ok(Arc::new(self.pool.hold_metadata()?))
     }
 
     fn exports(&self) -> Result<Vec<ExportInfo>> {

@@ -7,17 +7,19 @@ use std::time::Duration;
 use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use hyper::Method;
+use nbd::Uri;
 use volume::{
     ChangedRange, CheckReport, DeviceId, DeviceOptions, EventList, Message, NodeName, OriginSource,
     PoolReport, Settings, SnapshotInfo, SnapshotName, VolumeInfo, VolumeName,
 };
 
-use crate::access::PoolAccess;
+use crate::access::{PoolAccess, no_snapshot};
 use crate::api::{
     CreateVolume, HydrateVolume, NewName, NewSize, NewVolume, PoolMessage, StatusLine,
 };
 use crate::client::Client;
 use crate::control;
+use crate::exports::METADATA;
 use crate::job::{JobAccess, JobInfo};
 use crate::remote_jobs::RemoteJobs;
 use crate::report::{DaemonInfo, ExportInfo};
@@ -114,6 +116,11 @@ impl PoolAccess for RemotePool {
 
     fn events(&self, after: u64, wait: u64) -> Result<EventList> {
         self.client.ask(Method::GET, &format!("/v1/events?after={after}&wait={wait}"))
+    }
+
+    fn trim(&self) -> Result<u64> {
+        let job: JobInfo = self.client.ask(Method::POST, "/v1/pool/trim")?;
+        Ok(job.id)
     }
 
     fn check(&self) -> Result<CheckReport> {
@@ -217,9 +224,23 @@ impl PoolAccess for RemotePool {
         self.client.send(Method::POST, &path, &NewName { name: new.to_string() })
     }
 
-    fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>> {
+    fn diff(
+        &self,
+        from: &NodeName,
+        to: &NodeName,
+        each: &mut dyn FnMut(ChangedRange) -> Result<()>,
+    ) -> Result<()> {
         let path = format!("/v1/diff?from={}&to={}", parameter(from), parameter(to));
-        self.client.ask(Method::GET, &path)
+        let ranges: Vec<ChangedRange> = self.client.ask(Method::GET, &path)?;
+        ranges.into_iter().try_for_each(each)
+    }
+
+    fn open_metadata(&self) -> Result<Arc<dyn BlockDevice>> {
+        let daemon: DaemonInfo = self.client.ask(Method::GET, "/v1/version")?;
+        let server: Uri = daemon.uri.parse()?;
+        let uri = Uri { export: METADATA.to_owned(), ..server };
+        let client = nbd::Client::connect(&uri)?;
+        Ok(Arc::new(client.read_only()))
     }
 
     fn exports(&self) -> Result<Vec<ExportInfo>> {
@@ -232,9 +253,7 @@ impl PoolAccess for RemotePool {
         let Some(export) = export else {
             // The volume's own error where it is the volume that is missing.
             self.volume(&node.volume)?;
-            let object = format!("snapshot {node}");
-            return Err(Error::new(ErrorKind::NotFound, object, "there is no such snapshot")
-                .advise("'firn snapshot list' shows what there is"));
+            return Err(no_snapshot(node));
         };
         volume::open_device(&export.uri, &DeviceOptions { read_only, cache: CacheMode::default() })
     }

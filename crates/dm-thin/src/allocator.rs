@@ -25,6 +25,8 @@ pub(crate) struct Allocator {
     windows: HashMap<DeviceId, Windows>,
     /// Volumes whose next window should be opened ahead.
     wanted: Vec<DeviceId>,
+    /// Free blocks that are being given back to the data device, and count as used meanwhile.
+    lent: u64,
     ended: bool,
     marks: [Mark; 2],
 }
@@ -120,6 +122,7 @@ impl Allocator {
             window_blocks: (WINDOW_BYTES / block_size.bytes().get()).max(1),
             windows: HashMap::new(),
             wanted: Vec::new(),
+            lent: 0,
             ended: false,
             marks: [Mark::default(); 2],
         }
@@ -231,6 +234,27 @@ impl Allocator {
         self.free += 1;
     }
 
+    /// Lends the next run of free blocks from `from` on that are in no window, `most` of them at
+    /// most: nobody gets them until they are brought back.
+    pub(crate) fn lend(&mut self, from: DataBlock, most: u64) -> Option<(DataBlock, u64)> {
+        let first = self.find_free(from.get(), self.blocks)?;
+        let (first, count) = self.run_from(first, most.max(1)).blocks();
+        (0..count).for_each(|ahead| self.mark(first.get() + ahead));
+        self.lent += count;
+        Some((first, count))
+    }
+
+    /// Takes back a run that was lent.
+    pub(crate) fn bring_back(&mut self, first: DataBlock, count: u64) {
+        (0..count).for_each(|ahead| self.give_back(DataBlock::new(first.get() + ahead)));
+        self.lent -= count;
+    }
+
+    /// Whether free blocks are lent, and will be back in a moment.
+    pub(crate) fn lends(&self) -> bool {
+        self.lent > 0
+    }
+
     /// Adds blocks at the end, all free.
     pub(crate) fn grow(&mut self, blocks: u64) {
         self.free += blocks - self.blocks;
@@ -251,11 +275,16 @@ impl Allocator {
         let first = self
             .find_free(self.cursor, self.blocks)
             .or_else(|| self.find_free(0, self.cursor.min(self.blocks)))?;
-        let limit = self.blocks.min(first + self.window_blocks);
+        Some(self.run_from(first, self.window_blocks))
+    }
+
+    /// The free blocks from `first` on, which is one, up to the next window, `most` at most.
+    fn run_from(&self, first: u64, most: u64) -> Window {
+        let limit = self.blocks.min(first.saturating_add(most));
         let held = self.windows.values().flat_map(Windows::all).map(|window| window.next);
         let limit = held.filter(|&next| next > first).fold(limit, u64::min);
         let end = (first..limit).find(|&block| !self.is_free(block)).unwrap_or(limit);
-        Some(Window { next: first, end })
+        Window { next: first, end }
     }
 
     /// The first free block of `from..to` that no window holds.

@@ -80,6 +80,22 @@ impl Shared {
         }
     }
 
+    /// Waits until something is doomed; `false` if the pool closes before.
+    pub(crate) fn await_doomed(&self) -> bool {
+        let mut progress = self.progress.lock();
+        while !progress.ending && self.doomed.load(Ordering::SeqCst) == 0 {
+            self.progressed.wait(&mut progress);
+        }
+        !progress.ending
+    }
+
+    /// Waits for so long, or until the pool closes.
+    pub(crate) fn rest(&self, pause: Duration) {
+        let end = Instant::now() + pause;
+        let mut progress = self.progress.lock();
+        while !progress.ending && !self.progressed.wait_until(&mut progress, end).timed_out() {}
+    }
+
     /// Commits everything that waits and returns the data blocks that it freed.
     fn commit_next(&self) -> Result<Vec<DataBlock>> {
         self.run_commit().inspect_err(|error| self.stop(error))
@@ -115,7 +131,10 @@ impl Shared {
         let (has_room, least) = (pending.budget.has_room(), pending.budget.least());
         drop(pending);
         let low = trees.metadata_low(least);
+        let (doomed, mapped) = trees.doomed();
         drop(trees);
+        self.doomed_blocks.store(mapped, Ordering::SeqCst);
+        self.doomed.store(doomed, Ordering::SeqCst);
         if total > metadata_blocks {
             let event = EventKind::MetadataGrown { from: metadata_blocks, to: total };
             self.condition.events.push(event);

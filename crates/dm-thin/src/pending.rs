@@ -24,6 +24,8 @@ pub(crate) enum Op {
     Rollback { id: DeviceId, source: DeviceId, time: Time },
     /// The device goes.
     Delete { id: DeviceId },
+    /// The next piece is taken off what is left of a deleted device.
+    Reclaim,
     /// The transaction id changes.
     SetTransaction { new: u64 },
     /// The data device has so many blocks now.
@@ -47,6 +49,7 @@ impl Op {
             Self::SetTransaction { .. }
             | Self::GrowData { .. }
             | Self::GrowMetadata { .. }
+            | Self::Reclaim
             | Self::HoldRoot
             | Self::ReleaseRoot => (None, None),
         };
@@ -279,8 +282,10 @@ impl Pending {
     fn tick(&mut self, pool: &str) -> Result<Time> {
         self.time = self.time.next().ok_or_else(|| {
             let problem = "all 16,777,215 snapshots of the metadata's life are taken";
-            Error::new(ErrorKind::Unsupported, pool, problem)
-                .advise("renumber its times by thin_dump and thin_restore before the next one")
+            Error::new(ErrorKind::Unsupported, pool, problem).advise(
+                "begin its time anew: close it, then 'firn pool dump DIR -o FILE' and 'firn \
+                     pool restore --renumber -i FILE DIR'",
+            )
         })?;
         Ok(self.time)
     }

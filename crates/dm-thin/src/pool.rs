@@ -16,13 +16,15 @@ use crate::condition::{Condition, Halt};
 use crate::mode::Why;
 use crate::origin::Origin;
 use crate::pending::Pending;
+use crate::reclaim::start_reclaiming;
 use crate::shared::{Parts, Shared};
 use crate::space::{end_ahead, start_ahead};
 use crate::superblock::Superblock;
-use crate::trees::{Trees, blocks_of};
+use crate::trees::{ReclaimPace, Trees, blocks_of};
 use crate::volume::{Core, ThinVolume};
 use crate::{
     BlockSize, DeviceId, DeviceState, Discards, EventPage, ExternalOrigin, PoolMode, PoolSettings,
+    Time,
 };
 
 /// The fewest metadata blocks of a pool, as the kernel's tools have it: 1 MiB.
@@ -41,11 +43,19 @@ pub struct OpenOptions {
     /// Writes that find no space may wait for it, as the settings say: somebody else could provide
     /// it. Off, they fail at once.
     pub waits: bool,
+    /// How much of a deleted device one commit takes down.
+    pub reclaim: ReclaimPace,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { read_only: false, background: true, settings: PoolSettings::default(), waits: false }
+        Self {
+            read_only: false,
+            background: true,
+            settings: PoolSettings::default(),
+            waits: false,
+            reclaim: ReclaimPace::default(),
+        }
     }
 }
 
@@ -112,7 +122,7 @@ impl Pool {
     ) -> Result<Arc<Self>> {
         let superblock = Superblock::read(&*metadata)?;
         let halt = why_read_only(&superblock, &*metadata, &*data, options);
-        let trees = Trees::open(metadata, superblock, options.background)?;
+        let trees = Trees::open(metadata, superblock, options.reclaim, options.background)?;
         check_data_size(&trees, &*data)?;
         let shared = Arc::new(Shared::new(parts(name, data, trees, options, halt)));
         let low_water = options.settings.low_water;
@@ -122,7 +132,7 @@ impl Pool {
         let runs = options.background && (shared.is_writable() || chosen);
         let pool = Self { shared, background: Mutex::default(), growing: Mutex::default() };
         if runs {
-            for start in [start_background, start_ahead] {
+            for start in [start_background, start_ahead, start_reclaiming] {
                 pool.background.lock().push(start(&pool.shared)?);
             }
         }
@@ -356,6 +366,13 @@ fn why_read_only(
                       'firn pool repair'";
         return Some(Halt::new(Why::NeedsCheck, reason));
     }
+    if superblock.roots().time > Time::MAX {
+        let reason = "its time has run over the 24 bits of a mapping, where another program went \
+                      on and mapped blocks to wrong places; begin its time anew with 'firn pool \
+                      dump' and 'firn pool restore --renumber', and see with 'firn pool check' \
+                      which blocks are mapped twice";
+        return Some(Halt::new(Why::NeedsCheck, reason));
+    }
     if let Some(bits) = superblock.forbids_writing() {
         let reason = format!("its metadata uses features that forbid writing: bits {bits:#x}");
         return Some(Halt::new(Why::Foreign, reason));
@@ -390,10 +407,12 @@ fn parts(
     let map = trees.data_map();
     let allocator = Allocator::new(block_size, map.nr_blocks(), map.counts().used_bits());
     let (free, _) = trees.metadata_blocks();
+    let devices = trees.devices().iter().map(|(id, device)| (*id, device.state));
+    let devices = devices.filter(|(_, state)| !state.is_doomed());
     let pending = Pending {
         ops: Vec::new(),
         generation: 1,
-        devices: trees.devices().iter().map(|(id, device)| (*id, device.state)).collect(),
+        devices: devices.collect(),
         time: roots.time,
         transaction: roots.transaction,
         data_blocks: trees.data_map().nr_blocks(),

@@ -17,8 +17,9 @@ pub(crate) struct Share<'p> {
 
 impl Shared {
     /// Takes the metadata that `change` may need. Where it is used up a commit settles what the
-    /// accepted changes really need, and grows the metadata if it can. Must be called without a
-    /// lease, since a commit waits for leases.
+    /// accepted changes really need, and grows the metadata if it can; where that does not help,
+    /// deleted devices are taken down, and what readers of past states hold is taken back. Must be
+    /// called without a lease, since a commit waits for leases.
     ///
     /// # Errors
     /// `OutOfSpace` where the metadata is full and cannot grow; what stopped the pool.
@@ -30,18 +31,46 @@ impl Shared {
     /// Likewise, also where writes are refused by choice.
     pub(crate) fn share_of_commit(&self, change: Demand, frees: bool) -> Result<Share<'_>> {
         let ticket = self.condition.ticket();
-        for _ in 0..2 {
-            self.condition.check_commits()?;
-            let mut pending = self.pending.lock();
-            if pending.budget.take(change, frees) {
-                return Ok(Share { shared: self, change });
-            }
-            let generation = pending.generation;
-            drop(pending);
-            self.commit_to(generation)?;
+        let mut share = self.try_share(change, frees)?;
+        if share.is_none() {
+            self.settle_accounts()?;
+            share = self.try_share(change, frees)?;
         }
-        self.condition.lacks(Lack::Metadata, ticket);
-        Err(metadata_full(&self.name))
+        while share.is_none() && self.reclaim_step()? {
+            share = self.try_share(change, frees)?;
+        }
+        if share.is_none() && self.trees.lock().break_holds() {
+            self.settle_accounts()?;
+            share = self.try_share(change, frees)?;
+        }
+        share.ok_or_else(|| {
+            self.condition.lacks(Lack::Metadata, ticket);
+            metadata_full(&self.name)
+        })
+    }
+
+    /// Takes the metadata for a change that can only free some.
+    ///
+    /// # Errors
+    /// As [`Shared::share`].
+    pub(crate) fn share_to_free(&self, change: Demand) -> Result<Share<'_>> {
+        if let Some(share) = self.try_share(change, true)? {
+            return Ok(share);
+        }
+        self.settle_accounts()?;
+        self.try_share(change, true)?.ok_or_else(|| metadata_full(&self.name))
+    }
+
+    fn try_share(&self, change: Demand, frees: bool) -> Result<Option<Share<'_>>> {
+        self.condition.check_commits()?;
+        let fits = self.pending.lock().budget.take(change, frees);
+        Ok(fits.then(|| Share { shared: self, change }))
+    }
+
+    /// Commits, after which it is known how much metadata is free.
+    fn settle_accounts(&self) -> Result<()> {
+        let generation = self.pending.lock().generation;
+        self.commit_to(generation)
     }
 }
 

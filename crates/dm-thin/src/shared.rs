@@ -1,7 +1,7 @@
 //! What all users of an open pool share: the devices below, the maps in memory, the state.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use block_io::{BlockDevice, LeaseSet};
@@ -50,6 +50,11 @@ pub(crate) struct Shared {
     pub(crate) parallel: bool,
     /// Its mode, and how it is to behave.
     pub(crate) condition: Condition,
+    /// Devices that were deleted and whose trees are still to be taken down, as the last commit
+    /// left it.
+    pub(crate) doomed: AtomicU64,
+    /// What they map.
+    pub(crate) doomed_blocks: AtomicU64,
 }
 
 /// What a pool is made of when it opens.
@@ -76,7 +81,10 @@ pub(crate) struct Prepared<'p> {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let committed = parts.pending.generation - 1;
+        let (doomed, doomed_blocks) = parts.trees.doomed();
         Self {
+            doomed: AtomicU64::new(doomed),
+            doomed_blocks: AtomicU64::new(doomed_blocks),
             name: parts.name,
             block_size: parts.block_size,
             data: parts.data,

@@ -35,7 +35,12 @@ impl Shared {
         let generation = self.pending.lock().generation;
         self.commit_to(generation)?;
         self.wait_for_reclaim();
-        let block = self.found(self.next_block(device), ticket)?;
+        let mut block = self.found(self.next_block(device), ticket)?;
+        // So do those of deleted devices, step by step.
+        while block.is_none() && self.reclaim_step()? {
+            self.wait_for_reclaim();
+            block = self.found(self.next_block(device), ticket)?;
+        }
         block.ok_or_else(|| {
             self.condition.lacks(Lack::Data, ticket);
             out_of_data_space(&self.name, Lack::Data)
@@ -87,6 +92,8 @@ impl Shared {
                 Carved::Nothing if allocator.free() > 0 => {
                     self.window_opened.wait(&mut allocator);
                 }
+                // What is lent for a moment is back before that is the answer.
+                Carved::Nothing if allocator.lends() => self.window_opened.wait(&mut allocator),
                 Carved::Nothing => return Ok(None),
             }
         }

@@ -2,15 +2,14 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use persistent_data::btree::{MAX_DEPTH, Node};
 use persistent_data::{BlockStore, MetaBlock};
 
 use crate::trees::blocks_of;
-use crate::{
-    CheckReport, DeviceId, Difference, Discards, GuestBlock, Mapping, Pool, PoolMode, PoolSettings,
-};
+use crate::{CheckReport, DeviceId, Discards, GuestBlock, Mapping, Pool, PoolMode, PoolSettings};
 
 /// How full a pool is, and in what state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +28,9 @@ pub struct PoolStatus {
     pub data_used: u64,
     /// Data blocks in all.
     pub data_total: u64,
+    /// Data blocks that deleted devices map and that come back in the background, unless somebody
+    /// shares them.
+    pub reclaiming: u64,
     /// Bytes of a data block.
     pub block_size: ByteCount,
     /// Thin devices.
@@ -86,6 +88,7 @@ impl Pool {
             metadata_device,
             data_used: pending.data_blocks - data_free,
             data_total: pending.data_blocks,
+            reclaiming: self.shared.doomed_blocks.load(Ordering::SeqCst),
             block_size: self.shared.block_size.bytes(),
             devices: pending.devices.len() as u64,
             held_root: held_root.map(MetaBlock::get),
@@ -139,21 +142,6 @@ impl Pool {
         })
     }
 
-    /// Calls `each` with the blocks that the two devices map differently: the guest block, and what
-    /// each of them maps it to. Both are as the last commit left them.
-    ///
-    /// # Errors
-    /// `NotFound` where one of the devices is missing.
-    pub fn diff(
-        &self,
-        left: DeviceId,
-        right: DeviceId,
-        each: &mut dyn FnMut(Difference) -> ControlFlow<()>,
-    ) -> Result<()> {
-        self.commit_if_writable()?;
-        crate::diff::diff(&self.shared, left, right, each)
-    }
-
     /// Calls `each` with the mappings of a device, as the last commit left them, in order.
     ///
     /// # Errors
@@ -164,20 +152,18 @@ impl Pool {
         each: &mut dyn FnMut(GuestBlock, Mapping) -> ControlFlow<()>,
     ) -> Result<()> {
         self.commit_if_writable()?;
-        crate::diff::mappings(&self.shared, id, each)
+        crate::mappings::mappings(&self.shared, id, each)
     }
 
-    /// Checks the metadata as a commit leaves it; other commits wait meanwhile.
+    /// Checks the metadata as a commit leaves it. Nobody waits for it.
     ///
     /// # Errors
     /// As [`check`](crate::check()).
     pub fn check(&self) -> Result<CheckReport> {
-        self.commit_if_writable()?;
-        let trees = self.shared.trees.lock();
-        crate::check(Arc::clone(trees.store().device()))
+        crate::check(Arc::new(self.hold_metadata()?))
     }
 
-    fn commit_if_writable(&self) -> Result<()> {
+    pub(crate) fn commit_if_writable(&self) -> Result<()> {
         if self.shared.is_writable() { self.commit() } else { Ok(()) }
     }
 }

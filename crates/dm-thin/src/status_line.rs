@@ -87,6 +87,7 @@ mod tests {
             metadata_device: 1024,
             data_used: 301,
             data_total: 4096,
+            reclaiming: 0,
             block_size: ByteCount::new(65536),
             devices: 5,
             held_root: Some(55),

@@ -5,6 +5,8 @@
 //! overwritten: changed nodes go to blocks that were free then, side by side, and the superblock
 //! follows when they are durable.
 
+mod doomed;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use block_io::BlockDevice;
 use block_types::{Error, ErrorKind, Result};
 use persistent_data::btree::{NoRefs, apply, empty, prefetch, release, touch};
 use persistent_data::space_map::COUNTS_PER_BITMAP;
-use persistent_data::{BLOCK_SIZE, BlockStore, DiskSpaceMap, MetaBlock, Transaction};
+use persistent_data::{BLOCK_SIZE, BlockStore, DiskSpaceMap, Hold, MetaBlock, Transaction};
 
 use crate::details::{Details, Device, read_devices};
 use crate::held_root;
@@ -21,6 +23,8 @@ use crate::refs::{DataRefs, RootRefs};
 use crate::superblock::{Roots, Superblock};
 use crate::worst_case::TreeShape;
 use crate::{DataBlock, DeviceId, DeviceState, GuestBlock, Mapping, Time};
+
+pub use doomed::ReclaimPace;
 
 /// Clean metadata blocks that are kept in memory: 16 MiB.
 const CACHE_BLOCKS: usize = 4096;
@@ -46,6 +50,8 @@ pub(crate) struct Trees {
     time: Time,
     transaction: u64,
     devices: BTreeMap<DeviceId, Device>,
+    /// How much of a deleted device a commit takes down.
+    pace: ReclaimPace,
     /// Whether nodes are read side by side; off where runs must repeat exactly.
     parallel: bool,
     /// Whether it was told that little metadata is left.
@@ -93,15 +99,17 @@ impl Trees {
     pub(crate) fn open(
         metadata: Arc<dyn BlockDevice>,
         superblock: Superblock,
+        pace: ReclaimPace,
         parallel: bool,
     ) -> Result<Self> {
         let name = metadata.name().to_owned();
-        Self::read(metadata, superblock, parallel).map_err(|error| error.within(&name))
+        Self::read(metadata, superblock, pace, parallel).map_err(|error| error.within(&name))
     }
 
     fn read(
         metadata: Arc<dyn BlockDevice>,
         superblock: Superblock,
+        pace: ReclaimPace,
         parallel: bool,
     ) -> Result<Self> {
         let store = Arc::new(BlockStore::new(Arc::clone(&metadata), CACHE_BLOCKS));
@@ -121,6 +129,7 @@ impl Trees {
             time: roots.time,
             transaction: roots.transaction,
             devices,
+            pace,
             parallel,
             told_low: false,
         })
@@ -201,8 +210,26 @@ impl Trees {
     /// # Errors
     /// The device's, and what it has to say of damage.
     pub(crate) fn reopen(&mut self) -> Result<()> {
-        *self = Self::open(Arc::clone(&self.metadata), self.durable.clone(), self.parallel)?;
+        // Nobody keeps blocks for readers from here on.
+        self.break_holds();
+        let (metadata, durable) = (Arc::clone(&self.metadata), self.durable.clone());
+        *self = Self::open(metadata, durable, self.pace, self.parallel)?;
         Ok(())
+    }
+
+    /// Holds what the last commit left for readers.
+    pub(crate) fn hold(&mut self) -> Hold {
+        self.txn.hold()
+    }
+
+    /// Ends a hold.
+    pub(crate) fn let_go(&mut self, hold: &Hold) {
+        self.txn.let_go(hold);
+    }
+
+    /// Ends all holds, whoever reads; `false` if there is none.
+    pub(crate) fn break_holds(&mut self) -> bool {
+        self.txn.break_holds()
     }
 
     /// The devices as the trees have them.
@@ -302,8 +329,9 @@ impl Trees {
         if self.superblock.held_root().is_none() {
             return Ok(());
         }
-        let mut keys: Vec<u64> =
-            batch.ops.iter().flat_map(Op::devices).map(DeviceId::key).collect();
+        let doomed = self.doomed_devices().map(|(id, _)| id);
+        let changed = batch.ops.iter().flat_map(Op::devices);
+        let mut keys: Vec<u64> = changed.chain(doomed).map(DeviceId::key).collect();
         keys.sort_unstable();
         keys.dedup();
         self.mappings = touch::<u64, _>(&mut self.txn, self.mappings, &keys, &mut RootRefs)?;
@@ -320,12 +348,14 @@ impl Trees {
             Op::Map { .. } | Op::HoldRoot | Op::GrowMetadata { .. } => {}
             Op::ReleaseRoot => self.release_root_held(freed)?,
             Op::Create { id } => {
+                self.make_way(id, touched);
                 let root = empty::<u64>(&mut self.txn)?;
                 let state = self.newborn(0);
                 self.put(id, Some(Device { state, root }), touched);
             }
             Op::Snapshot { id, origin, time } => {
                 self.time = time;
+                self.make_way(id, touched);
                 let source = self.share(origin, time, touched)?;
                 let state = self.newborn(source.state.mapped);
                 self.put(id, Some(Device { state, ..source }), touched);
@@ -334,16 +364,17 @@ impl Trees {
                 self.time = time;
                 let source = self.share(source, time, touched)?;
                 let old = self.device(id)?;
-                self.release_root(old.root, freed)?;
+                self.dispose(old, touched, freed)?;
                 let state =
                     DeviceState { mapped: source.state.mapped, snapshotted: time, ..old.state };
                 self.put(id, Some(Device { state, ..source }), touched);
             }
             Op::Delete { id } => {
                 let old = self.device(id)?;
-                self.release_root(old.root, freed)?;
+                self.dispose(old, touched, freed)?;
                 self.put(id, None, touched);
             }
+            Op::Reclaim => self.reclaim(touched, freed)?,
             Op::SetTransaction { new } => self.transaction = new,
             Op::GrowData { blocks } => self.data_map.extend(blocks),
         }

@@ -56,6 +56,9 @@ impl Demand {
     /// A block is mapped, or not any more.
     pub(crate) const MOVED: Self = Self { replaced: 0, moved: 1, devices: 0, bitmaps: 0 };
 
+    /// A step is taken at what is left of a deleted device: a way down its tree, with neighbours.
+    pub(crate) const RECLAIM: Self = Self { replaced: 0, moved: 4, devices: 1, bitmaps: 0 };
+
     /// So many devices change.
     pub(crate) fn devices(count: u64) -> Self {
         Self { devices: count, ..Self::default() }

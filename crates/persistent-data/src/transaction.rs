@@ -8,6 +8,7 @@ use block_types::{Error, ErrorKind, Result};
 
 use crate::checksum::corrupt;
 use crate::fresh::FreshBlocks;
+use crate::holds::{Hold, Holds};
 use crate::space_map::metadata::{self, MetadataMap};
 use crate::{Block, BlockKind, BlockStore, MetaBlock, ReadBlocks, RefCounts, SpaceMapRoot, btree};
 
@@ -28,6 +29,7 @@ pub struct Transaction {
     fresh: FreshBlocks,
     /// In use at the last commit, and free by now: not to be given out before the next is durable.
     freed: HashSet<MetaBlock>,
+    holds: Holds,
     /// Where to look for the next free block.
     cursor: u64,
     /// Whether the transaction waits to become durable.
@@ -66,7 +68,7 @@ impl Transaction {
 
     fn new(store: Arc<BlockStore>, map: MetadataMap) -> Self {
         let (fresh, freed) = (FreshBlocks::default(), HashSet::new());
-        Self { store, map, fresh, freed, cursor: 0, sealed: false }
+        Self { store, map, fresh, freed, holds: Holds::default(), cursor: 0, sealed: false }
     }
 
     /// The committed blocks that the transaction builds on.
@@ -108,9 +110,28 @@ impl Transaction {
         }
     }
 
-    /// Blocks that this transaction can still take. Those that it freed are not among them.
+    /// Blocks that this transaction can still take. Those that it freed are not among them, nor
+    /// those that a hold needs.
     pub fn free_blocks(&self) -> u64 {
-        self.nr_blocks() - self.map.ledger.counts().allocated() - self.freed.len() as u64
+        let free = self.nr_blocks() - self.map.ledger.counts().allocated();
+        free - self.freed.len() as u64 - self.holds.withheld()
+    }
+
+    /// Holds the last committed state for readers: none of its blocks is taken again until the hold
+    /// is let go. To be called between two transactions.
+    pub fn hold(&mut self) -> Hold {
+        self.holds.add(self.map.ledger.counts())
+    }
+
+    /// Ends a hold; one that was broken before is none any more.
+    pub fn let_go(&mut self, hold: &Hold) {
+        self.holds.remove(hold);
+    }
+
+    /// Takes back what all holds withhold, since it is needed: whoever reads is told by
+    /// [`Hold::broken`]. `false` if nothing was held.
+    pub fn break_holds(&mut self) -> bool {
+        self.holds.break_all()
     }
 
     /// Blocks of the metadata device that the space map counts.
@@ -235,6 +256,7 @@ impl Transaction {
         assert!(self.sealed, "a transaction is sealed before it is finished");
         for at in self.freed.drain() {
             self.store.forget(at);
+            self.holds.freed(at);
         }
         for (at, fresh) in self.fresh.drain() {
             if fresh.kind == BlockKind::Node {
@@ -259,7 +281,7 @@ impl Transaction {
     fn free_from(&self, mut from: u64) -> Option<MetaBlock> {
         loop {
             let at = MetaBlock::new(self.map.ledger.counts().next_free(from)?);
-            if !self.freed.contains(&at) {
+            if !self.freed.contains(&at) && !self.holds.withholds(at) {
                 return Some(at);
             }
             from = at.get() + 1;

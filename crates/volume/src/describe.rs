@@ -1,11 +1,13 @@
 //! Telling of volumes, snapshots and what differs between them.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
+use std::sync::Arc;
 
-use block_types::Result;
-use dm_thin::{DeviceId, Difference};
+use block_types::{ByteCount, Result};
+use dm_thin::{DeviceId, HeldMetadata};
 
+use crate::differences::{Scope, diff_metadata};
 use crate::names::{KnownNode, VolumeEntry};
 use crate::{
     ChangedRange, NodeName, OriginEntry, OriginInfo, PoolDirectory, SnapshotInfo, VolumeInfo,
@@ -48,32 +50,36 @@ impl PoolDirectory {
         Ok(describe(name, names.table.volume(name)?, &self.mapped()))
     }
 
-    /// Where `to` holds something else than `from`, neighbours joined.
-    pub fn diff(&self, from: &NodeName, to: &NodeName) -> Result<Vec<ChangedRange>> {
+    /// Calls `each` with the ranges where `to` holds something else than `from`, neighbours
+    /// joined, as they are found. Writers go on meanwhile; both are compared as one commit left
+    /// them.
+    ///
+    /// # Errors
+    /// `NotFound` where one of them is missing; the failures of `each`.
+    pub fn diff(
+        &self,
+        from: &NodeName,
+        to: &NodeName,
+        each: &mut dyn FnMut(ChangedRange) -> Result<()>,
+    ) -> Result<()> {
         let (left, right) = {
             let names = self.names.lock();
             (names.table.known(from)?, names.table.known(to)?)
         };
         let block = self.pool.status().block_size.get();
-        let mut ranges: Vec<ChangedRange> = Vec::new();
-        let below = differing_origins(&left, &right, block);
-        let over_origin = right.origin.is_some();
-        self.pool.diff(DeviceId::new(left.id)?, DeviceId::new(right.id)?, &mut |difference| {
-            let start = difference.block.get() * block;
-            if start < below.start || start >= below.end {
-                add_difference(&mut ranges, &difference, over_origin, block, right.size);
-            }
-            ControlFlow::Continue(())
-        })?;
-        if below.start < below.end {
-            // What is mapped differently within was left out.
-            let (start, end) = (below.start, below.end.min(right.size));
-            let length = end.saturating_sub(start);
-            ranges.push(ChangedRange { start, length, kind: "data".into() });
-            ranges.retain(|range| range.length > 0);
-            ranges.sort_by_key(|range| range.start);
-        }
-        Ok(ranges)
+        let scope = Scope {
+            size: ByteCount::new(right.size),
+            below: differing_origins(&left, &right, block),
+            over_origin: right.origin.is_some(),
+        };
+        let (from, to) = (DeviceId::new(left.id)?, DeviceId::new(right.id)?);
+        diff_metadata(Arc::new(self.hold_metadata()?), from, to, scope, each)
+    }
+
+    /// The pool's metadata as a commit of everything that was answered leaves it, for reading as
+    /// long as it is wanted; writers go on meanwhile.
+    pub fn hold_metadata(&self) -> Result<HeldMetadata> {
+        self.pool.hold_metadata()
     }
 
     /// Mapped bytes by device.
@@ -131,27 +137,4 @@ fn differing_origins(left: &KnownNode, right: &KnownNode, block: u64) -> Range<u
         (one, other) => (0, one.iter().chain(other).map(|origin| origin.shown).max().unwrap_or(0)),
     };
     start / block * block..end.next_multiple_of(block)
-}
-
-/// Adds a differing block of `block` bytes to `ranges`, cut at the end of a device of `size`. Over
-/// an external origin a block that is not mapped need not be zeros.
-fn add_difference(
-    ranges: &mut Vec<ChangedRange>,
-    at: &Difference,
-    over_origin: bool,
-    block: u64,
-    size: u64,
-) {
-    let start = at.block.get() * block;
-    let length = block.min(size.saturating_sub(start));
-    if length == 0 {
-        return;
-    }
-    let kind = if at.right.is_some() || over_origin { "data" } else { "discarded" };
-    match ranges.last_mut() {
-        Some(last) if last.kind == kind && last.start + last.length == start => {
-            last.length += length;
-        }
-        _ => ranges.push(ChangedRange { start, length, kind: kind.into() }),
-    }
 }

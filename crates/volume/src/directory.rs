@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use block_io::{BlockDevice, CacheMode, FileOptions, HostFile};
 use block_types::{ByteCount, Error, ErrorKind, Result};
-use dm_thin::Pool;
+use dm_thin::{DataBlock, Pool, Trimmed};
 use parking_lot::Mutex;
 
 use crate::activate::Claim;
@@ -192,6 +192,7 @@ impl PoolDirectory {
             size: status.data_total * block,
             block_size: block,
             data_used: status.data_used * block,
+            reclaiming: status.reclaiming.saturating_mul(block),
             metadata_used: status.metadata_used * 4096,
             metadata_size: status.metadata_total * 4096,
             transaction: status.transaction,
@@ -214,7 +215,7 @@ impl PoolDirectory {
         Ok(self.status())
     }
 
-    /// Checks the metadata as the last commit left it; commits wait meanwhile.
+    /// Checks the metadata as a commit leaves it; nobody waits for it.
     pub fn check(&self) -> Result<CheckReport> {
         self.pool.check().map(report)
     }
@@ -232,6 +233,24 @@ impl PoolDirectory {
         let options = FileOptions { cache: CacheMode::Cached, read_only: true };
         let metadata = HostFile::open(&files.metadata, options)?;
         dm_thin::check(Arc::new(metadata)).map(report)
+    }
+
+    /// Gives back the space of the next run of free blocks from `from` on, or a part of it; `None`
+    /// where there is none.
+    ///
+    /// # Errors
+    /// As [`Pool::trim_step`].
+    pub fn trim_step(&self, from: DataBlock) -> Result<Option<Trimmed>> {
+        self.pool.trim_step(from)
+    }
+
+    /// Waits until the space of everything that was deleted is given back, which else happens in
+    /// the background, and goes on when the pool is opened again.
+    ///
+    /// # Errors
+    /// As [`Pool::reclaim`].
+    pub fn reclaim(&self) -> Result<()> {
+        self.pool.reclaim()
     }
 
     /// Opens a volume or a snapshot; snapshots are never writable. It is closed when the last

@@ -12,6 +12,7 @@ mod changes;
 mod cow;
 mod create;
 mod describe;
+mod differences;
 mod directory;
 mod dirty;
 mod image;
@@ -36,7 +37,7 @@ pub use cow::{
 pub use create::CreateOptions;
 pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
 pub use dirty::{BitmapPart, BitmapStore, Recorder, Tracked};
-pub use dm_thin::{DeviceId, Message};
+pub use dm_thin::{DataBlock, DeviceId, HeldMetadata, Message, Trimmed};
 pub use image::{
     BackingPolicy, ChainChange, ChainImage, CreateImage, DiskImage, FormatSpecific, ImageCheck,
     ImageFormat, ImageInfo, ImageMap, ImageOptions, ImageSettings, ImageSnapshot, MapRun,

@@ -14,6 +14,8 @@ pub struct PoolReport {
     pub block_size: u64,
     /// Data blocks in use.
     pub data_used: u64,
+    /// What deleted volumes and snapshots had, and what of it nobody shares is given back now.
+    pub reclaiming: u64,
     /// Metadata blocks in use.
     pub metadata_used: u64,
     /// Metadata blocks there are; more are added as they are needed.

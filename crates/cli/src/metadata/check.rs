@@ -10,8 +10,7 @@ use dm_thin::{CheckDepth, CheckOptions, LeakRepair, check_with, clear_needs_chec
 use serde::Serialize;
 use volume::MetadataUse;
 
-use super::source::open;
-use crate::access::ask;
+use super::source::{Opened, open};
 use crate::exit::{CORRUPT, DONE, LEAKS, Outcome};
 use crate::output::Output;
 
@@ -92,19 +91,7 @@ impl Check {
             (false, true) => CheckDepth::Devices,
             (false, false) => CheckDepth::Everything,
         };
-        match open(&self.source, MetadataUse::Read, "check") {
-            Ok(source) => look(source.device(), depth),
-            Err(error)
-                if error.kind() == ErrorKind::Busy
-                    && depth == CheckDepth::Everything
-                    && self.source.is_dir() =>
-            {
-                let volume::CheckReport { errors, leaks, checked_blocks } =
-                    ask(&self.source, |pool| pool.check())?;
-                Ok(Report { errors, leaks, checked_blocks, ..Report::default() })
-            }
-            Err(error) => Err(error),
-        }
+        look(Opened::now(&self.source, "check")?.device(), depth)
     }
 
     /// Checks the metadata, puts right what was asked for unless it is corrupt, and checks again.

@@ -8,10 +8,10 @@ use dm_thin::DeviceId;
 use dm_thin::delta::{Detail, Kind, Options, Range, Side, delta, write_delta};
 use persistent_data::MetaBlock;
 use serde::Serialize;
-use volume::{MetadataSource, MetadataUse, NodeName};
+use volume::{MetadataUse, NodeName};
 
 use super::sink;
-use super::source::{Source, data_block_size, open};
+use super::source::{Opened, Source, data_block_size, open};
 use crate::access::ask;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
@@ -21,23 +21,29 @@ use crate::output::Output;
 /// With --verbose every range has its data blocks, too. With --json ranges are in bytes.
 #[derive(Args, Debug)]
 #[command(
-    group = ArgGroup::new("left").required(true),
-    group = ArgGroup::new("right").required(true),
+    group = ArgGroup::new("left"),
+    group = ArgGroup::new("right"),
     after_long_help = "\
 EXAMPLE
-  firn pool delta lab --thin1 db@monday --thin2 db
+  firn pool delta lab db@monday db
   firn pool delta /dev/vg/pool_tmeta -m --thin1 1 --thin2 4 --skip-same"
 )]
 pub(crate) struct Delta {
     #[command(flatten)]
     source: Source,
 
+    /// The two devices, each by its number, or in a pool directory by its name.
+    #[arg(value_name = "A B", num_args = 2, conflicts_with_all = ["left", "right"])]
+    devices: Vec<String>,
+
     /// The first device: its number, or in a pool directory its name.
-    #[arg(long, alias = "snap1", value_name = "N|NAME", group = "left")]
+    #[arg(long, alias = "snap1", value_name = "N|NAME", group = "left",
+        required_unless_present_any = ["devices", "root1"])]
     thin1: Option<String>,
 
     /// The second device.
-    #[arg(long, alias = "snap2", value_name = "N|NAME", group = "right")]
+    #[arg(long, alias = "snap2", value_name = "N|NAME", group = "right",
+        required_unless_present_any = ["devices", "root2"])]
     thin2: Option<String>,
 
     /// The metadata block with the root of the first device's mappings.
@@ -69,8 +75,12 @@ struct Found {
 impl Delta {
     pub(crate) fn run(&self, output: Output) -> Outcome {
         // Names are looked up before the metadata is ours.
-        let left = self.side(self.thin1.as_deref(), self.root1)?;
-        let right = self.side(self.thin2.as_deref(), self.root2)?;
+        let (left, right) = match self.devices.as_slice() {
+            [left, right] => (Some(left), Some(right)),
+            _ => (self.thin1.as_ref(), self.thin2.as_ref()),
+        };
+        let left = self.side(left.map(String::as_str), self.root1)?;
+        let right = self.side(right.map(String::as_str), self.root2)?;
         let (source, view) = self.source.open("delta")?;
         let options = Options { left, right, view, same: !self.skip_same };
         if output.is_json() {
@@ -89,7 +99,7 @@ impl Delta {
             (None, Some(root)) => Ok(Side::Root(MetaBlock::new(root))),
             (None, None) => {
                 let error = Error::new(ErrorKind::Invalid, "delta", "compares two devices");
-                Err(error.advise("say --thin1 and --thin2, or --root1 and --root2"))
+                Err(error.advise("name both, as in 'firn pool delta lab db@monday db'"))
             }
         }
     }
@@ -108,22 +118,10 @@ fn device(dir: &Path, text: &str) -> Result<DeviceId> {
         return Err(Error::new(ErrorKind::Invalid, dir.display().to_string(), problem)
             .advise("say the devices' numbers, which 'firn pool ls' shows"));
     }
-    let volume = ask(dir, |pool| pool.volume(&node.volume))?;
-    let id = match &node.snapshot {
-        None => Some(volume.id),
-        Some(name) => {
-            let found = volume.snapshots.iter().find(|snapshot| snapshot.name == name.as_str());
-            found.map(|snapshot| snapshot.id)
-        }
-    };
-    let missing = || {
-        Error::new(ErrorKind::NotFound, format!("snapshot {node}"), "there is no such snapshot")
-            .advise("'firn snapshot list' shows what there is")
-    };
-    DeviceId::new(id.ok_or_else(missing)?)
+    ask(dir, |pool| pool.node(&node)).map(|(id, _)| id)
 }
 
-fn collect(source: &MetadataSource, options: &Options) -> Result<Vec<Found>> {
+fn collect(source: &Opened, options: &Options) -> Result<Vec<Found>> {
     let block = data_block_size(source, options.view)?.get();
     let mut all = Vec::new();
     delta(source.device(), options, &mut |range| {

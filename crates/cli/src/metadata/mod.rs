@@ -9,7 +9,7 @@ mod pack;
 mod repair;
 mod restore;
 mod rmap;
-mod sink;
+pub(crate) mod sink;
 mod source;
 
 pub(crate) use check::Check;

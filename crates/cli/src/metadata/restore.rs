@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use clap::Args;
-use dm_thin::restore::{Restored, restore};
+use dm_thin::restore::{Overrides, Restored, restore};
 use serde::Serialize;
 use volume::{MetadataTarget, TargetOptions};
 
@@ -43,6 +43,14 @@ pub(crate) struct Restore {
     #[arg(long)]
     force: bool,
 
+    /// Begin the pool's time anew, which goes on with each snapshot and ends after 16,777,215.
+    ///
+    /// Nothing else changes: what counts as shared goes on to. It also helps a pool whose time
+    /// another program let run over; blocks that are mapped twice since then have lost the content
+    /// of all but one, and 'firn pool check' names them.
+    #[arg(long)]
+    renumber: bool,
+
     #[command(flatten)]
     figures: Figures,
 }
@@ -70,7 +78,7 @@ impl Restore {
             force: self.force,
         };
         let target = MetadataTarget::open(&self.target, &options)?;
-        let overrides = self.figures.overrides();
+        let overrides = Overrides { renumber: self.renumber, ..self.figures.overrides() };
         let (restored, kept) = target.write(Some(expected), |metadata| {
             let xml = BufReader::with_capacity(BUFFER, self.open()?);
             restore(xml, metadata, &overrides).map_err(|error| in_file(&self.input, error))

@@ -11,7 +11,7 @@ use volume::NewFile;
 use crate::exit::{Failure, Outcome};
 
 /// Has `work` write to the file, which may exist only with `force`, or to stdout without one.
-pub(super) fn write(
+pub(crate) fn write(
     file: Option<&Path>,
     force: bool,
     work: impl FnOnce(&mut dyn Write) -> Result<()>,

@@ -2,9 +2,12 @@
 //! place of those that are written down.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 use clap::Args;
+use daemon::PoolAccess;
 use dm_thin::BlockSize;
 use dm_thin::dump::View;
 use dm_thin::restore::Overrides;
@@ -22,26 +25,52 @@ pub(super) struct Source {
 
     /// Read the metadata snapshot that is held, or the one at this metadata block.
     ///
-    /// It stays as it is, so this works while the pool is in use.
+    /// It stays as it is while the pool is in use. A pool that 'firn serve' has open needs none: it
+    /// is read as its last commit left it, while clients go on.
     #[arg(short, long, value_name = "BLOCK", num_args = 0..=1, require_equals = true)]
     metadata_snapshot: Option<Option<u64>>,
 }
 
 impl Source {
     /// Opens the metadata for the verb `firn pool VERB`.
-    pub(super) fn open(&self, verb: &str) -> Result<(MetadataSource, View)> {
+    pub(super) fn open(&self, verb: &str) -> Result<(Opened, View)> {
         let (usage, view) = match self.metadata_snapshot {
-            None => (MetadataUse::Read, View::Live),
+            None => return Ok((Opened::now(&self.source, verb)?, View::Live)),
             Some(None) => (MetadataUse::ReadSnapshot, View::Snapshot),
             Some(Some(at)) => (MetadataUse::ReadSnapshot, View::SnapshotAt(MetaBlock::new(at))),
         };
-        let source = open(&self.source, usage, verb).map_err(|error| {
-            if error.kind() == ErrorKind::Busy && usage == MetadataUse::Read {
-                return error.advise("stop that process, or read a metadata snapshot with -m");
-            }
-            error
-        })?;
-        Ok((source, view))
+        let metadata = open(&self.source, usage, verb)?;
+        Ok((Opened { metadata, _pool: None }, view))
+    }
+}
+
+/// Metadata that is open for reading.
+pub(super) struct Opened {
+    metadata: MetadataSource,
+    /// Whoever has the pool open holds it for us.
+    _pool: Option<Box<dyn PoolAccess>>,
+}
+
+impl Opened {
+    /// The metadata at `path` as it is now: where somebody has the pool open, as a commit of theirs
+    /// left it, which they hold for us while they go on.
+    pub(super) fn now(path: &Path, verb: &str) -> Result<Self> {
+        let busy = match open(path, MetadataUse::Read, verb) {
+            Ok(metadata) => return Ok(Self { metadata, _pool: None }),
+            Err(error) if error.kind() == ErrorKind::Busy => error,
+            Err(error) => return Err(error),
+        };
+        if !path.is_dir() {
+            return Err(busy.advise("stop that process, or read a metadata snapshot with -m"));
+        }
+        let pool = daemon::access(path, true)?;
+        let metadata = MetadataSource::held(pool.open_metadata()?, path);
+        Ok(Self { metadata, _pool: Some(pool) })
+    }
+
+    /// The metadata.
+    pub(super) fn device(&self) -> Arc<dyn BlockDevice> {
+        self.metadata.device()
     }
 }
 
@@ -73,6 +102,7 @@ impl Figures {
             transaction: self.transaction_id,
             block_size: self.data_block_size,
             data_blocks: self.nr_data_blocks,
+            renumber: false,
         }
     }
 }
@@ -97,6 +127,6 @@ pub(super) fn in_file(name: &Path, error: Error) -> Error {
 }
 
 /// The size of the data blocks of a pool.
-pub(super) fn data_block_size(source: &MetadataSource, view: View) -> Result<ByteCount> {
+pub(super) fn data_block_size(source: &Opened, view: View) -> Result<ByteCount> {
     Ok(dm_thin::ls::list(source.device(), view, false)?.block_size)
 }

@@ -33,6 +33,7 @@ fn reports_have_their_fields() {
         "needs-check",
         "path",
         "reason",
+        "reclaiming",
         "size",
         "snapshots",
         "transaction",

@@ -8,6 +8,8 @@ mod external;
 #[cfg(test)]
 mod full;
 #[cfg(test)]
+mod held;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod hostile;
@@ -29,5 +31,7 @@ mod peers;
 mod raw;
 #[cfg(test)]
 mod terminate;
+#[cfg(test)]
+mod trim;
 #[cfg(test)]
 mod writer;

@@ -78,6 +78,7 @@ fn parts() -> (Router<Arc<ServedPool>>, utoipa::openapi::OpenApi) {
         .routes(routes!(events::settings, events::configure))
         .routes(routes!(events::list))
         .routes(routes!(pool::check))
+        .routes(routes!(pool::trim))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::resize, volumes::delete))
         .routes(routes!(volumes::status_line))

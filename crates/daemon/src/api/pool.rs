@@ -12,7 +12,9 @@ use super::extract::Body;
 use super::problem::Problem;
 use super::request::{NewSize, PoolMessage, StatusLine};
 use super::{Reply, done, reply, schema};
+use crate::job::{JobAccess, JobInfo};
 use crate::served::ServedPool;
+use crate::trim;
 
 /// How full the pool is, and in what state.
 #[utoipa::path(get, path = "/v1/pool", tag = "pool",
@@ -56,6 +58,17 @@ pub(super) async fn grow_metadata(
     Body(new): Body<NewSize>,
 ) -> Reply<Json<PoolReport>> {
     reply(served, move |served| served.pool.grow_metadata(ByteCount::new(new.size))).await
+}
+
+/// Begins to give the space of free blocks back to the file system: a job.
+#[utoipa::path(post, path = "/v1/pool/trim", tag = "pool",
+    responses((status = OK, description = "The job", body = JobInfo), Problem))]
+pub(super) async fn trim(served: State<Arc<ServedPool>>) -> Reply<Json<JobInfo>> {
+    reply(served, |served| {
+        let job = trim::start(&served.jobs, &served.pool)?;
+        JobAccess::show(&*served.jobs, job.get())
+    })
+    .await
 }
 
 /// Checks the pool's metadata as the last commit left it, while it is served.

@@ -18,6 +18,8 @@ pub(super) struct PoolReport {
     block_size: u64,
     /// How much data it holds.
     data_used: u64,
+    /// What deleted volumes and snapshots had, and what of it nobody shares is given back now.
+    reclaiming: u64,
     /// How much metadata it holds.
     metadata_used: u64,
     /// How much room there is for metadata.

@@ -114,7 +114,13 @@ pub(super) async fn diff(
     Params(nodes): Params<Compare>,
 ) -> Reply<Json<Vec<ChangedRange>>> {
     reply(served, move |served| {
-        served.pool.diff(&NodeName::parse(&nodes.from)?, &NodeName::parse(&nodes.to)?)
+        let (from, to) = (NodeName::parse(&nodes.from)?, NodeName::parse(&nodes.to)?);
+        let mut found = Vec::new();
+        served.pool.diff(&from, &to, &mut |range| {
+            found.push(range);
+            Ok(())
+        })?;
+        Ok(found)
     })
     .await
 }

@@ -25,7 +25,7 @@ use crate::daemon::{Daemon, ServeOptions};
 use crate::job::JobInfo;
 
 /// Every request that the API knows; the client, the daemon and the document agree on these.
-const ROUTES: [(&str, &str); 34] = [
+const ROUTES: [(&str, &str); 35] = [
     ("POST", "/v1/devices/{id}/name"),
     ("GET", "/v1/diff"),
     ("GET", "/v1/events"),
@@ -46,6 +46,7 @@ const ROUTES: [(&str, &str); 34] = [
     ("GET", "/v1/pool/settings"),
     ("PUT", "/v1/pool/settings"),
     ("GET", "/v1/pool/status-line"),
+    ("POST", "/v1/pool/trim"),
     ("GET", "/v1/version"),
     ("GET", "/v1/volumes"),
     ("POST", "/v1/volumes"),
@@ -161,6 +162,7 @@ fn the_document_describes_what_is_sent() {
         size: 1,
         block_size: 1,
         data_used: 1,
+        reclaiming: 1,
         metadata_used: 1,
         metadata_size: 1,
         transaction: 1,

@@ -42,7 +42,7 @@ fn script(pool: &dyn PoolAccess, path: &str) -> Vec<(&'static str, Outcome)> {
     note("snapshot 2", pool.create_snapshot(&db, &tuesday).map(|info| info.name));
     drop(device);
 
-    let diff = |from, to| pool.diff(&node(from), &node(to)).map(|diff| format!("{diff:?}"));
+    let diff = |from, to| differences(pool, from, to).map(|diff| format!("{diff:?}"));
     note("diff", diff("db@monday", "db@tue+sday"));
     note("diff of none", diff("db@monday", "db@friday"));
     note("clone", pool.clone_snapshot(&db, &monday, &web).map(told));
@@ -102,6 +102,15 @@ fn told(info: VolumeInfo) -> String {
     format!("{info:?}\n")
 }
 
+fn differences(pool: &dyn PoolAccess, from: &str, to: &str) -> Result<Vec<ChangedRange>> {
+    let mut found = Vec::new();
+    pool.diff(&node(from), &node(to), &mut |range| {
+        found.push(range);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 #[test]
 fn local_and_remote_are_the_same() {
     let (here, there) = (World::new(), World::new());
@@ -132,7 +141,7 @@ fn data_and_diff_are_what_was_written() {
     pool.create_snapshot(&db, &snapshot("monday")).unwrap();
     write(&device, MIB / 2, MIB, 2);
     device.flush().unwrap();
-    let changed = pool.diff(&node("db@monday"), &node("db")).unwrap();
+    let changed = differences(&*pool, "db@monday", "db").unwrap();
     assert_eq!(changed, [ChangedRange { start: MIB / 2, length: MIB, kind: "data".to_owned() }]);
 
     let past = pool.open_device(&node("db@monday"), true).unwrap();

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use block_io::BlockDevice;
 use block_types::{ByteCount, Error, ErrorKind, Result};
 
+use super::times::Times;
 use super::{Builder, Overrides, PoolFields, Restored, Run, Shared};
 use crate::xml::{Element, Lexer, Tag, decimal};
 use crate::{BlockSize, DataBlock, DeviceId, DeviceState, GuestBlock, Time};
@@ -32,6 +33,7 @@ struct State {
     builder: Builder,
     fields: PoolFields,
     inside: Inside,
+    times: Times,
     /// Definitions by name.
     defined: HashMap<Name, Shared>,
 }
@@ -48,8 +50,8 @@ enum Name {
 enum Inside {
     Superblock,
     Definition(Name),
-    /// The device, and how many mapped blocks it is said to have.
-    Device(DeviceId, u64),
+    /// The device, and what the input says of it.
+    Device(DeviceId, DeviceState),
 }
 
 impl<R: BufRead> Document<R> {
@@ -125,9 +127,10 @@ impl State {
         };
         let transaction = overrides.transaction.unwrap_or(transaction);
         let builder = Builder::new(metadata, overrides.data_blocks.unwrap_or(data_blocks))?;
-        let fields = PoolFields { block_size, time, transaction };
+        let times = Times::new(overrides.renumber, time);
+        let fields = PoolFields { block_size, time: times.of_pool(time), transaction };
         let (inside, defined) = (Inside::Superblock, HashMap::new());
-        Ok(Self { builder, fields, inside, defined })
+        Ok(Self { builder, fields, inside, times, defined })
     }
 
     /// Takes in an element; `true` at the end of the superblock.
@@ -181,13 +184,18 @@ impl State {
         len: u64,
         time: u64,
     ) -> Result<()> {
-        if self.inside == Inside::Superblock {
-            return Err(element.wrong("has a mapping outside of a device"));
-        }
+        let snapshotted = match &self.inside {
+            Inside::Superblock => {
+                return Err(element.wrong("has a mapping outside of a device"));
+            }
+            Inside::Definition(_) => None,
+            Inside::Device(_, state) => Some(state.snapshotted),
+        };
         let time = u32::try_from(time)
             .map_err(|_| element.wrong(format!("has the time {time}, which needs over 24 bits")))?;
         let (from, to) = (GuestBlock::new(from), DataBlock::new(to));
-        self.builder.run(Run { from, to, len, time: Time::new(time) })
+        let time = self.times.of_mapping(Time::new(time), snapshotted);
+        self.builder.run(Run { from, to, len, time })
     }
 
     fn reference(&mut self, element: &Element<'_>) -> Result<()> {
@@ -217,8 +225,8 @@ impl State {
             created: time32(element, names[3], values[3])?,
             snapshotted: time32(element, names[4], values[4])?,
         };
-        self.builder.begin_device(id, details)?;
-        self.inside = Inside::Device(id, mapped);
+        self.builder.begin_device(id, self.times.of_device(details))?;
+        self.inside = Inside::Device(id, details);
         Ok(())
     }
 
@@ -227,7 +235,7 @@ impl State {
         restored.devices += 1;
         restored.mapped += counted;
         if let Inside::Device(id, said) = self.inside
-            && said != counted
+            && said.mapped != counted
         {
             restored.recounted.push(id);
         }

@@ -12,6 +12,7 @@ mod leaves;
 mod node;
 mod output;
 mod spaces;
+mod times;
 mod tree;
 
 use std::io::BufRead;
@@ -34,6 +35,8 @@ pub struct Overrides {
     pub block_size: Option<BlockSize>,
     /// Blocks of the data device. The dump of a metadata snapshot does not say.
     pub data_blocks: Option<u64>,
+    /// Begin the pool's time anew. Which blocks count as shared stays as it is.
+    pub renumber: bool,
 }
 
 /// What was restored.

@@ -15,7 +15,7 @@ use crate::common::{BLOCK, id};
 const BLOCKS: u64 = 1 << 17;
 
 /// A data device of so many blocks that keeps nothing.
-struct Hollow(u64);
+pub(crate) struct Hollow(pub(crate) u64);
 
 impl BlockDevice for Hollow {
     fn name(&self) -> &str {

@@ -100,7 +100,12 @@ fn parse(xml: &str) -> Mappings {
 
 fn overrides() -> Overrides {
     let block_size = BlockSize::new(ByteCount::new(65536)).expect("a block size");
-    Overrides { transaction: None, block_size: Some(block_size), data_blocks: None }
+    Overrides {
+        transaction: None,
+        block_size: Some(block_size),
+        data_blocks: None,
+        renumber: false,
+    }
 }
 
 fn repaired(bytes: Vec<u8>, overrides: &Overrides) -> block_types::Result<(Vec<u8>, RepairReport)> {

@@ -92,6 +92,10 @@ fn negotiate(
 /// withdraws one first makes it unknown, and then disconnects whom the registry shows.
 fn confirm(shared: &Shared, registration: &Registration, agreed: &Agreed) -> Result<()> {
     registration.chose(agreed.export.name(), agreed.dialect);
+    if agreed.export.is_of_one_connection() {
+        // It was made for this client; the source would make another.
+        return Ok(());
+    }
     let still = shared.source.find(&agreed.name)?;
     if Arc::ptr_eq(&still, &agreed.export) {
         return Ok(());

@@ -19,6 +19,7 @@ pub struct Export {
     description: Option<String>,
     device: Arc<dyn BlockDevice>,
     read_only: bool,
+    one_connection: bool,
     contexts: Vec<Arc<dyn MetaContext>>,
 }
 
@@ -38,13 +39,21 @@ impl Export {
         }
         let read_only = device.limits().read_only;
         let allocation = Arc::new(BaseAllocation::new(Arc::clone(&device)));
-        Ok(Self { name, description: None, device, read_only, contexts: vec![allocation] })
+        let contexts: Vec<Arc<dyn MetaContext>> = vec![allocation];
+        Ok(Self { name, description: None, device, read_only, one_connection: false, contexts })
     }
 
     /// Refuses every write.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
+        self
+    }
+
+    /// Is made anew for each connection: clients must not spread requests over several.
+    #[must_use]
+    pub fn one_connection(mut self) -> Self {
+        self.one_connection = true;
         self
     }
 
@@ -84,6 +93,11 @@ impl Export {
         self.read_only
     }
 
+    /// Whether it was made for one connection.
+    pub(super) fn is_of_one_connection(&self) -> bool {
+        self.one_connection
+    }
+
     /// The metadata contexts; the one at index `i` has the number `i + 1` on the wire.
     pub(super) fn contexts(&self) -> &[Arc<dyn MetaContext>] {
         &self.contexts
@@ -106,7 +120,7 @@ impl Export {
             .with(TransmissionFlags::WRITE_ZEROES, writable)
             .with(TransmissionFlags::FAST_ZERO, writable)
             .with(TransmissionFlags::DF, dialect >= Dialect::Structured)
-            .with(TransmissionFlags::MULTI_CONN, true)
+            .with(TransmissionFlags::MULTI_CONN, !self.one_connection)
             .with(TransmissionFlags::CACHE, true)
     }
 

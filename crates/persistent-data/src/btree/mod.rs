@@ -6,11 +6,12 @@
 //! it.
 //!
 //! Reading ([`lookup`], [`prefetch`], [`walk`], [`visit_nodes`]) works on whatever blocks can be
-//! read from; changing ([`empty`], [`apply`], [`touch`], [`release`]) needs a
+//! read from; changing ([`empty`], [`apply`], [`touch`], [`cut`], [`release`]) needs a
 //! [`Transaction`](crate::Transaction).
 
 mod balance;
 mod create;
+mod cut;
 mod delete;
 mod filter;
 mod layout;
@@ -25,6 +26,7 @@ mod visit;
 mod walk;
 
 pub use create::empty;
+pub use cut::cut;
 pub use delete::release;
 pub use layout::{HEADER_SIZE, INTERNAL, KEY_SIZE, LEAF, NodeHeader, max_entries};
 pub use lookup::lookup;

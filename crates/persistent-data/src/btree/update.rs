@@ -59,7 +59,7 @@ pub fn apply<V: Value, R: ValueRefs<V>>(
     let mut update = Update::new(txn, refs);
     let outcome = update.node(root, &changes, true)?;
     let root = update.root(outcome)?;
-    Ok(Applied { root, inserted: update.inserted, removed: update.removed })
+    Ok(update.applied(root))
 }
 
 /// A batch on its way through a tree.
@@ -153,6 +153,22 @@ impl Fill {
 impl<'u, V: Value, R: ValueRefs<V>> Update<'u, V, R> {
     pub(super) fn new(txn: &'u mut Transaction, refs: &'u mut R) -> Self {
         Self { txn, refs, inserted: 0, removed: 0, values: PhantomData }
+    }
+
+    /// What was done to the tree whose root is `root` now.
+    pub(super) fn applied(&self, root: MetaBlock) -> Applied {
+        Applied { root, inserted: self.inserted, removed: self.removed }
+    }
+
+    /// A value is in its leaf no more.
+    pub(super) fn drop_value(&mut self, value: V) -> Result<()> {
+        self.removed += 1;
+        self.refs.removed(self.txn, value)
+    }
+
+    /// So many values are in the tree no more, but in their leaf, which others have.
+    pub(super) fn count_removed(&mut self, count: usize) {
+        self.removed += count as u64;
     }
 
     /// Applies `changes` below the node at `at`; `edge` says whether it is the last of its level.

@@ -61,6 +61,12 @@ impl MetadataSource {
         Ok(Self { device, dir, _claim: claim })
     }
 
+    /// The metadata of the pool in `dir` as somebody who has it open gives it to us: `device` reads
+    /// as one commit left it.
+    pub fn held(device: Arc<dyn BlockDevice>, dir: &Path) -> Self {
+        Self { device, dir: Some(dir.to_owned()), _claim: Claim::default() }
+    }
+
     /// The metadata.
     pub fn device(&self) -> Arc<dyn BlockDevice> {
         Arc::clone(&self.device)

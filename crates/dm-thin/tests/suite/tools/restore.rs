@@ -123,6 +123,7 @@ fn overrides_take_the_place_of_what_the_document_says() {
         transaction: Some(77),
         block_size: Some(BlockSize::new(ByteCount::new(1 << 20)).expect("a block size")),
         data_blocks: Some(4096),
+        renumber: false,
     };
     restore(xml.as_bytes(), device.clone(), &overrides).expect("restored");
     let again = Metadata::new(device.to_bytes());
