@@ -49,7 +49,8 @@ fn reports_have_their_fields() {
     let volume = lab.json("volume show lab/db");
     let mut found = fields(&volume);
     found.sort_unstable();
-    assert_eq!(found, ["created", "id", "mapped", "name", "parent", "size", "snapshots"]);
+    let expected = ["created", "id", "mapped", "name", "origin", "parent", "size", "snapshots"];
+    assert_eq!(found, expected);
     assert_eq!(volume["snapshots"][0]["name"], "monday");
     assert_eq!(lab.json("volume list lab")[0], volume);
 
