@@ -1,4 +1,4 @@
-//! A qcow2 image out of arbitrary bytes: opened, checked, read, written, snapshotted, closed.
+//! A qcow2 image out of arbitrary bytes: opened, checked, read, compacted, written, closed.
 
 #![no_main]
 
@@ -23,6 +23,9 @@ fn read(input: &[u8]) -> Result<()> {
     drop(check(&file));
     let options = OpenOptions { read_only: true, without_backing: true, ..OpenOptions::default() };
     let image = Image::open(file, options)?;
+    for info in image.bitmaps().unwrap_or_default() {
+        drop(image.bitmap(&info.name));
+    }
     let mut buffer = [0; 8192];
     image.read_at(&mut buffer, ByteOffset::new(60_000))?;
     let range = ByteRange::new(ByteOffset::ZERO, image.size().min(ByteCount::new(1 << 24)));
@@ -33,6 +36,8 @@ fn write(input: &[u8]) -> Result<()> {
     let file = Arc::new(MemoryDevice::from_bytes("fuzz", input.to_vec()));
     let options = OpenOptions { without_backing: true, ..OpenOptions::default() };
     let image = Image::open(file, options)?;
+    drop(image.add_bitmap("fuzz", None, true));
+    drop(image.compact_step(ByteCount::new(1 << 16)));
     image.write_at(&[1; 1024], ByteOffset::new(60_000))?;
     image.discard(ByteRange::new(ByteOffset::ZERO, ByteCount::new(65_536)))?;
     image.flush()?;

@@ -37,11 +37,13 @@ pub use cow::{
 pub use create::CreateOptions;
 pub use directory::{OpenOptions, PoolDevices, PoolDirectory};
 pub use dirty::{BitmapPart, BitmapStore, Recorder, Tracked};
+pub use disk_image::qcow2::Secret;
 pub use dm_thin::{DataBlock, DeviceId, HeldMetadata, Message, Trimmed};
 pub use image::{
-    BackingPolicy, ChainChange, ChainImage, CreateImage, DiskImage, FormatSpecific, ImageCheck,
-    ImageFormat, ImageInfo, ImageMap, ImageOptions, ImageSettings, ImageSnapshot, MapRun,
-    RepairImage, Work, create_image, fill_image, rename_backing,
+    BackingPolicy, ChainChange, ChainImage, CreateImage, DiskImage, EncryptionInfo, FormatSpecific,
+    ImageBitmap, ImageCheck, ImageFormat, ImageInfo, ImageMap, ImageMeasure, ImageOptions,
+    ImageSettings, ImageSnapshot, MapRun, RepairImage, Work, amend_image, create_image, fill_image,
+    measure_image, rename_backing,
 };
 pub use lock::PoolLock;
 pub use metadata::{MetadataSource, MetadataTarget, MetadataUse, TargetOptions};

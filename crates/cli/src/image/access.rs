@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use block_io::CacheMode;
 use clap::Args;
-use volume::{BackingPolicy, ImageFormat, ImageOptions};
+use volume::{BackingPolicy, ImageFormat, ImageOptions, Secret};
 
 /// The word that allows everything.
 const ANY: &str = "any";
 
 /// Format and policy of an image that is there.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Access {
     /// The image's format: raw, qcow2 or vhd. Found out if not said.
     #[arg(short = 'f', long, value_name = "FORMAT")]
@@ -22,6 +22,10 @@ pub(crate) struct Access {
     /// repeated.
     #[arg(long, value_name = "FOLDER")]
     allow_backing: Vec<PathBuf>,
+
+    /// The file that holds the secret of an encrypted image, of which every byte counts.
+    #[arg(long, value_name = "FILE", value_parser = secret)]
+    secret_file: Option<Secret>,
 }
 
 /// Whether an image may be looked at that somebody writes.
@@ -36,7 +40,8 @@ impl Access {
     /// How to open the image.
     pub(crate) fn options(&self, read_only: bool, cache: CacheMode) -> ImageOptions {
         let backing = self.policy();
-        ImageOptions { format: self.format, read_only, cache, backing, force_share: false }
+        let (format, secret) = (self.format, self.secret_file.clone());
+        ImageOptions { format, read_only, cache, backing, force_share: false, secret }
     }
 
     /// To read it, through the page cache.
@@ -64,4 +69,9 @@ pub(crate) fn backing_policy(allowed: &[PathBuf]) -> BackingPolicy {
         [] => BackingPolicy::SameFolder,
         folders => BackingPolicy::Folders(folders.to_vec()),
     }
+}
+
+/// The secret in the file at `path`, as it stands there.
+pub(super) fn secret(path: &str) -> Result<Secret, String> {
+    std::fs::read(path).map(Secret::new).map_err(|error| format!("cannot be read: {error}"))
 }

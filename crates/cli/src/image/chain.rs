@@ -166,6 +166,7 @@ impl Overlay {
             size: None,
             backing: Some((name.clone(), format)),
             settings: ImageSettings::default(),
+            secret: None,
         };
         let size = create_image(&self.new, &wanted)?;
         let report = Overlaid {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use block_types::{ByteCount, format_size};
 use clap::Args;
 use serde::Serialize;
-use volume::{CreateImage, ImageFormat, ImageSettings, create_image};
+use volume::{CreateImage, ImageFormat, ImageSettings, Secret, create_image};
 
+use super::access::secret;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::size::size;
@@ -18,14 +19,16 @@ use crate::size::size;
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 OPTIONS OF THE FORMATS
-  qcow2: cluster_size, compat, compression_type, data_file, data_file_raw, extended_l2,
-         lazy_refcounts, preallocation, refcount_bits
+  qcow2: cluster_size, compat, compression_type, data_file, data_file_raw, encrypt.format (luks),
+         encrypt.iter-time (milliseconds), extended_l2, lazy_refcounts, preallocation,
+         refcount_bits
   vhd:   subformat (dynamic, fixed)
   raw:   preallocation (off, falloc)
 
 EXAMPLE
   firn image create disk.qcow2 20G
   firn image create disk.qcow2 20G -o cluster_size=128K,compression_type=zstd
+  firn image create disk.qcow2 20G -o encrypt.format=luks --secret-file key
   firn image create overlay.qcow2 -b disk.qcow2 -F qcow2")]
 pub(crate) struct Create {
     /// The file, which must not exist yet.
@@ -43,6 +46,10 @@ pub(crate) struct Create {
     /// Options of the format, as qemu-img has them: NAME=VALUE,... May be repeated.
     #[arg(short = 'o', value_name = "OPTIONS", value_parser = settings)]
     options: Vec<ImageSettings>,
+
+    /// The file that holds the secret of an encrypted image, of which every byte counts.
+    #[arg(long, value_name = "FILE", value_parser = secret)]
+    secret_file: Option<Secret>,
 
     /// The backing file that it stands on, named relative to the image's folder.
     #[arg(short = 'b', long, value_name = "FILE", requires = "backing_format")]
@@ -70,6 +77,7 @@ impl Create {
             size: self.size,
             backing: self.backing.clone().zip(self.backing_format),
             settings: joined(&self.options),
+            secret: self.secret_file.clone(),
         };
         let size = create_image(&self.path, &wanted)?;
         let report = Created {

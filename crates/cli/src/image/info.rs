@@ -68,6 +68,12 @@ fn describe(info: &ImageInfo) -> String {
         text.push('\n');
         text.push_str(&list(&info.snapshots));
     }
+    if let Some(FormatSpecific::Qcow2 { bitmaps, .. }) = &info.format_specific
+        && !bitmaps.is_empty()
+    {
+        text.push('\n');
+        text.push_str(&super::bitmap::list(bitmaps));
+    }
     text
 }
 
@@ -84,6 +90,8 @@ fn specific(specific: &FormatSpecific) -> Vec<(&'static str, String)> {
             extended_l2,
             data_file,
             data_file_raw,
+            bitmaps: _,
+            encrypt,
         } => {
             let mut lines = vec![
                 ("compat", (*compat).to_owned()),
@@ -93,6 +101,7 @@ fn specific(specific: &FormatSpecific) -> Vec<(&'static str, String)> {
                 ("extended L2", yes(*extended_l2)),
                 ("corrupt", yes(*corrupt)),
             ];
+            lines.extend(encrypt.map(|how| ("encryption", how.format.to_owned())));
             lines.extend(data_file.clone().map(|name| ("data file", name)));
             lines.extend(data_file_raw.map(|raw| ("raw data file", yes(raw))));
             lines

@@ -6,9 +6,12 @@ use block_types::{ByteCount, Result, format_size};
 use clap::{Args, Subcommand};
 use daemon::ImageAccess;
 use serde::Serialize;
-use volume::{ImageInfo, ImageSnapshot};
+use volume::{ImageFormat, ImageInfo, ImageSettings, ImageSnapshot, Secret};
 
 use super::Access;
+use super::access::secret;
+use super::convert::Convert;
+use super::create::settings;
 use crate::exit::{DONE, Outcome};
 use crate::output::Output;
 use crate::table::{Table, moment};
@@ -26,6 +29,7 @@ pub(crate) enum SnapshotVerb {
     /// Make the disk what a snapshot is. What was written since is lost; the snapshot stays.
     #[command(after_long_help = "EXAMPLE\n  firn image snapshot revert disk.qcow2 monday")]
     Revert(Named),
+    Clone(CloneOf),
 }
 
 /// A snapshot of an image.
@@ -41,6 +45,29 @@ pub(crate) struct Named {
 
     #[command(flatten)]
     access: Access,
+}
+
+/// Make a new image of a snapshot, which can be written.
+///
+/// It is a copy that stands by itself: the format has no way for an image to stand on a snapshot
+/// inside another. Zeros and what was never written take no time and no space.
+#[derive(Args, Debug)]
+#[command(after_long_help = "EXAMPLE\n  firn image snapshot clone disk.qcow2 monday test.qcow2")]
+pub(crate) struct CloneOf {
+    #[command(flatten)]
+    named: Named,
+
+    /// The new image.
+    #[arg(value_name = "NEW")]
+    target: PathBuf,
+
+    /// Options of the new image, as 'firn image create' has them. May be repeated.
+    #[arg(short = 'o', value_name = "OPTIONS", value_parser = settings)]
+    options: Vec<ImageSettings>,
+
+    /// The file that holds the secret of an encrypted new image, of which every byte counts.
+    #[arg(long, value_name = "FILE", value_parser = secret)]
+    target_secret_file: Option<Secret>,
 }
 
 /// List the snapshots of an image.
@@ -70,6 +97,7 @@ pub(super) fn run(verb: &SnapshotVerb, output: Output) -> Outcome {
         SnapshotVerb::Delete(named) => {
             named.change(output, "deleted", |image| image.delete_snapshot(&named.name))
         }
+        SnapshotVerb::Clone(clone) => clone.run(output),
         SnapshotVerb::Revert(named) => named.change(output, "is what the disk is now", |image| {
             image.revert_to_snapshot(&named.name)
         }),
@@ -100,6 +128,26 @@ impl Named {
         let report = Done { filename: self.path.display().to_string(), name: self.name.clone() };
         output.done(&report, || format!("{}: snapshot '{}' {done}", report.filename, self.name))?;
         Ok(DONE)
+    }
+}
+
+impl CloneOf {
+    fn run(&self, output: Output) -> Outcome {
+        let convert = Convert {
+            source: self.named.path.clone(),
+            target: self.target.clone(),
+            access: self.named.access.clone(),
+            target_format: Some(ImageFormat::Qcow2),
+            options: self.options.clone(),
+            compress: false,
+            snapshot: Some(self.named.name.clone()),
+            snapshots: false,
+            bitmaps: false,
+            skip_broken_bitmaps: false,
+            target_secret_file: self.target_secret_file.clone(),
+            force: false,
+        };
+        convert.run(output)
     }
 }
 

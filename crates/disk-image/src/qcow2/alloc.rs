@@ -100,7 +100,8 @@ impl Allocator {
             let behind = first.plus(found);
             let (free, len) = self.counts.find_free(behind, count - found)?;
             if self.make_block(free)? {
-                // The block took the cluster.
+                // The block took the cluster, and those behind it must not cut the run again.
+                self.make_blocks_behind(free, count)?;
                 (first, found) = (free.plus(1), 0);
             } else if free == behind {
                 found += len;
@@ -148,12 +149,36 @@ impl Allocator {
             // Growing may have made the block, and taken the cluster.
             return Ok(true);
         }
-        self.reach(cluster.plus(1))?;
-        self.counts.add_block(index, cluster);
-        self.counts.add(cluster, 1)?;
-        self.blank_from = self.blank_from.max(cluster.plus(1));
-        self.fresh.insert(index);
+        self.put_block(index, cluster)?;
         Ok(true)
+    }
+
+    /// Sees to it that `count` clusters behind `from`, which has a block, have theirs, one behind
+    /// the other.
+    fn make_blocks_behind(&mut self, from: HostCluster, count: u64) -> Result<()> {
+        let more = count / self.geometry.block_counts() + 2;
+        let (here, last) =
+            (self.counts.place(from).0, self.counts.place(from.plus(count + more)).0);
+        for index in here + 1..=last {
+            if index >= self.table_entries() && !self.growing_table {
+                self.grow_table(last + 1)?;
+            }
+            let (place, _) = self.counts.find_free(from, 1)?;
+            let counted = self.counts.home(self.counts.place(place).0).is_some();
+            if counted && self.counts.home(index).is_none() {
+                self.put_block(index, place)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_block(&mut self, index: usize, place: HostCluster) -> Result<()> {
+        self.reach(place.plus(1))?;
+        self.counts.add_block(index, place);
+        self.counts.add(place, 1)?;
+        self.blank_from = self.blank_from.max(place.plus(1));
+        self.fresh.insert(index);
+        Ok(())
     }
 
     /// How many blocks the refcount table can name.

@@ -18,6 +18,7 @@ use super::bitmap::{
 };
 use super::bytes::bytes_of;
 use super::exchange::Exchange;
+use super::header::Header;
 use super::image::{Gate, Image};
 use super::layout::{BitmapHead, BitmapsField, extension, feature};
 
@@ -25,6 +26,9 @@ use super::layout::{BitmapHead, BitmapsField, extension, feature};
 const NAME_LIMIT: usize = 1023;
 /// The least and the largest granule of a bitmap that is not told another, as in QEMU.
 const USUAL_GRANULES: [u64; 2] = [4 << 10, 64 << 10];
+
+/// The table of a disk of no bytes has to lie somewhere, too.
+const LEAST_TABLE: ByteCount = ByteCount::new(8);
 
 /// A persistent dirty bitmap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub(super) enum Content {
     /// As it lies there.
     Kept(ByteRange),
     New(DirtyBitmap),
+    /// So many clusters of zeros: of one that is inconsistent nothing counts.
+    Blank(u64),
 }
 
 impl Image {
@@ -63,14 +69,7 @@ impl Image {
     /// # Errors
     /// [`ErrorKind::Corrupt`] for a directory outside its limits.
     pub fn bitmaps(&self) -> Result<Vec<BitmapInfo>> {
-        let found = Bitmaps::read(&*self.source.file, &self.header.read())?;
-        let info = |bitmap: &Bitmap| BitmapInfo {
-            name: bitmap.name.clone(),
-            granularity: ByteCount::new(1u64 << (bitmap.granularity_bits & 63)),
-            recording: bitmap.records(),
-            inconsistent: bitmap.is_inconsistent(),
-        };
-        Ok(found.iter().flat_map(|found| &found.entries).map(info).collect())
+        list(&*self.source.file, &self.header.read())
     }
 
     /// What the bitmap `name` holds.
@@ -257,6 +256,25 @@ impl Image {
     }
 }
 
+/// The persistent dirty bitmaps of the image in `file`; nothing else of it is read.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for a header or a directory outside its limits.
+pub fn bitmaps(file: &dyn BlockDevice) -> Result<Vec<BitmapInfo>> {
+    list(file, &Header::read(file)?)
+}
+
+fn list(file: &dyn BlockDevice, header: &Header) -> Result<Vec<BitmapInfo>> {
+    let found = Bitmaps::read(file, header)?;
+    let info = |bitmap: &Bitmap| BitmapInfo {
+        name: bitmap.name.clone(),
+        granularity: ByteCount::new(1u64 << (bitmap.granularity_bits & 63)),
+        recording: bitmap.records(),
+        inconsistent: bitmap.is_inconsistent(),
+    };
+    Ok(found.iter().flat_map(|found| &found.entries).map(info).collect())
+}
+
 /// The entries of bitmaps that stay as they are.
 fn kept(bitmaps: Option<&Bitmaps>) -> Vec<Entry> {
     let entry = |bitmap: &Bitmap| Entry {
@@ -303,13 +321,29 @@ impl Exchange<'_> {
         if touched { self.write_bitmaps(Some(&old), &entries) } else { Ok(()) }
     }
 
+    /// Writes all bitmaps anew, as they are.
+    pub(super) fn rewrite_bitmaps(&mut self) -> Result<()> {
+        let source = &self.image().source;
+        let size = self.header.size();
+        let Some(old) = Bitmaps::read(&*source.file, &self.header)? else { return Ok(()) };
+        let mut entries = kept(Some(&old));
+        for (entry, bitmap) in entries.iter_mut().zip(&old.entries) {
+            entry.content = if bitmap.is_inconsistent() {
+                Content::Blank(bitmap.table.len.get() / 8)
+            } else {
+                Content::New(bitmap.read(&*source.file, source.geometry, size)?)
+            };
+        }
+        self.write_bitmaps(Some(&old), &entries)
+    }
+
     /// Writes the directory `new` with the content that it does not share with `old`, whose other
     /// clusters lose their user.
     fn write_bitmaps(&mut self, old: Option<&Bitmaps>, new: &[Entry]) -> Result<()> {
         let geometry = self.image().source.geometry;
         let keeps = |entry: &Entry, bitmap: &Bitmap| match entry.content {
             Content::Kept(table) => table == bitmap.table,
-            Content::New(_) => false,
+            Content::New(_) | Content::Blank(_) => false,
         };
         let is_kept = |bitmap: &Bitmap| new.iter().any(|entry| keeps(entry, bitmap));
         if let Some(old) = old {
@@ -328,6 +362,10 @@ impl Exchange<'_> {
             let table = match &entry.content {
                 Content::Kept(table) => *table,
                 Content::New(bits) => self.write_bits(bits, entry.level.is_some())?,
+                Content::Blank(words) => {
+                    let len = ByteCount::new(words * 8);
+                    ByteRange::new(self.write_run(vec![0; len.max(LEAST_TABLE).as_usize()])?, len)
+                }
             };
             push_entry(&mut directory, entry, table);
         }
@@ -352,8 +390,8 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Writes the content of a bitmap and its table, and says where that lies; with a place also for
-    /// what is clean if it is to be `whole`.
+    /// Writes the content of a bitmap and its table, and says where that lies; with a place also
+    /// for what is clean if it is to be `whole`.
     fn write_bits(&mut self, bits: &DirtyBitmap, whole: bool) -> Result<ByteRange> {
         let geometry = self.image().source.geometry;
         let mut words = Vec::new();
@@ -368,13 +406,9 @@ impl Exchange<'_> {
             words.push(self.write_run(bytes)?.get());
         }
         let len = ByteCount::new(words.len() as u64 * 8);
-        let start = if words.is_empty() {
-            // A disk of no bytes: the table has to lie somewhere all the same.
-            self.write_run(vec![0; 8])?
-        } else {
-            self.write_run(bytes_of(&words))?
-        };
-        Ok(ByteRange::new(start, len))
+        let mut table = bytes_of(&words);
+        table.resize(table.len().max(LEAST_TABLE.as_usize()), 0);
+        Ok(ByteRange::new(self.write_run(table)?, len))
     }
 }
 

@@ -293,6 +293,23 @@ impl Counts {
         Ok(None)
     }
 
+    /// The first cluster behind those that are used.
+    pub(super) fn used_end(&mut self) -> Result<HostCluster> {
+        Ok(HostCluster(self.last_used()?.map_or(0, |last| last.0 + 1)))
+    }
+
+    /// Has every block that lies from `zone` on count as changed, so that it gets a new place.
+    pub(super) fn touch_from(&mut self, zone: HostCluster) -> Result<()> {
+        for index in 0..self.blocks.len() {
+            if self.blocks[index].home.is_some_and(|home| home >= zone) {
+                self.load(index)?;
+                let block = &mut self.blocks[index];
+                block.before = block.before.take().or_else(|| block.bytes.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// The chunks that differ from the file, which they do not any more.
     pub(super) fn take_dirty(&mut self) -> Vec<CountChunk> {
         let size = self.geometry.chunk();

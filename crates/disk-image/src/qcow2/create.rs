@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::time::Duration;
 
 use block_io::{BlockDevice, ZeroMode};
 use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
+use zerocopy::IntoBytes;
 
 use super::alloc::Allocator;
 use super::bytes::write_any;
@@ -13,12 +15,13 @@ use super::counts::Counts;
 use super::entry::{Cluster, Standard, external_host};
 use super::extension::{Extensions, feature_names, name_bytes};
 use super::geometry::{CLUSTER_BITS, Geometry, GuestCluster, HostCluster, L1Index};
-use super::header::{Compression, Header, L1_LIMIT, SECTOR_ZERO};
+use super::header::{Compression, Encryption, Header, L1_LIMIT, SECTOR_ZERO};
 use super::image::Image;
-use super::layout::{extension, feature};
+use super::layout::{EncryptionField, extension, feature};
 use super::open::OpenOptions;
 use super::stage::Stage;
 use super::state::State;
+use crate::luks::{self, Secret};
 
 /// What of the disk is there from the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +62,19 @@ pub struct CreateOptions {
     pub data_file_raw: bool,
     /// What is there from the beginning.
     pub preallocation: Preallocation,
+    /// Encrypt the guest's data by LUKS.
+    pub encryption: Option<NewEncryption>,
+}
+
+/// How a new image is encrypted: AES of 256 bits, XTS.
+#[derive(Clone, Debug)]
+pub struct NewEncryption {
+    /// What opens it.
+    pub secret: Secret,
+    /// How long it is to take to open it, which makes guessing slow.
+    pub time: Duration,
+    /// What other programs call the encrypted part by: a UUID.
+    pub uuid: String,
 }
 
 impl CreateOptions {
@@ -76,10 +92,11 @@ impl CreateOptions {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocation::Off,
+            encryption: None,
         }
     }
 
-    fn geometry(&self) -> Geometry {
+    pub(super) fn geometry(&self) -> Geometry {
         Geometry {
             cluster_bits: self.cluster_size.get().trailing_zeros(),
             refcount_order: self.refcount_bits.trailing_zeros(),
@@ -89,12 +106,13 @@ impl CreateOptions {
         }
     }
 
-    fn check(&self, name: &str) -> Result<()> {
+    pub(super) fn check(&self, name: &str) -> Result<()> {
         let invalid = |problem: &str| Err(Error::new(ErrorKind::Invalid, name, problem));
         let geometry = self.geometry();
         let modern = self.extended_l2
             || self.lazy_refcounts
             || self.data_file.is_some()
+            || self.encryption.is_some()
             || self.compression != Compression::Zlib
             || self.refcount_bits != 16;
         if !matches!(self.version, 2 | 3) {
@@ -121,6 +139,16 @@ impl CreateOptions {
             return invalid(
                 "a raw data file stands alone: with a data file, without a backing one",
             );
+        }
+        if self.encryption.is_some() {
+            let unwritten =
+                matches!(self.preallocation, Preallocation::Metadata | Preallocation::Falloc);
+            if unwritten || self.data_file_raw {
+                return invalid(
+                    "what is encrypted is written: it has no raw data file, and no space \
+                     beforehand but 'full'",
+                );
+            }
         }
         if self.preallocation != Preallocation::Off && self.backing.is_some() {
             return invalid("what is allocated beforehand would hide the backing file");
@@ -152,7 +180,7 @@ impl CreateOptions {
             compatible: flag(self.lazy_refcounts, feature::LAZY_REFCOUNTS),
             autoclear: flag(self.data_file_raw, feature::RAW_DATA),
             compression: self.compression,
-            encryption: None,
+            encryption: self.encryption.as_ref().map(|_| Encryption::Luks),
             extensions,
             backing: self.backing.as_ref().map(|(name, _)| name.clone()),
         }
@@ -189,7 +217,8 @@ pub fn create(
     let mut header = options.header();
     lay_out(file, &mut header, options)?;
     if options.preallocation != Preallocation::Off || options.data_file_raw {
-        let opened = OpenOptions { data: data.cloned(), ..OpenOptions::default() };
+        let secret = options.encryption.as_ref().map(|encryption| encryption.secret.clone());
+        let opened = OpenOptions { data: data.cloned(), secret, ..OpenOptions::default() };
         let image = Image::open(Arc::clone(file), opened)?;
         image.preallocate(options.preallocation)?;
         image.close()?;
@@ -214,6 +243,15 @@ fn lay_out(
     let entries = geometry.l1_entries(options.size).max(1);
     let l1_len = ByteCount::new(entries * 8);
     let l1 = alloc.allocate_whole(geometry.clusters(l1_len))?;
+    let mut stage = Stage::default();
+    if let Some(new) = &options.encryption {
+        let area = luks::create(&new.secret, new.time, &new.uuid)?;
+        let place = alloc.allocate_whole(geometry.clusters(ByteCount::of(&area)))?;
+        let at = geometry.host_start(place.first);
+        let field = EncryptionField { offset: at.get().into(), length: (area.len() as u64).into() };
+        header.extensions.set(extension::ENCRYPTION, field.as_bytes().to_vec());
+        stage.push(at, area);
+    }
     for (first, count) in std::mem::take(&mut alloc.retired) {
         alloc.give_back(first, count)?;
     }
@@ -221,7 +259,6 @@ fn lay_out(
     header.refcount_table = alloc.table;
     let whole = geometry.host_range(l1.first, l1.count);
     file.zero(whole, ZeroMode { may_unmap: true, only_if_fast: false })?;
-    let mut stage = Stage::default();
     for chunk in alloc.counts.take_dirty() {
         stage.push(chunk.at, chunk.bytes);
     }

@@ -12,7 +12,7 @@ use parking_lot::MutexGuard;
 
 use super::bytes::bytes_of;
 use super::counts::Counts;
-use super::entry::Cluster;
+use super::entry::{Cluster, Descriptor};
 use super::geometry::{Geometry, GuestCluster, HostCluster, L1Index};
 use super::header::Header;
 use super::image::Image;
@@ -36,6 +36,7 @@ pub(super) struct Exchange<'i> {
     blocks: usize,
     old_homes: BTreeMap<usize, HostCluster>,
     old_table: ByteRange,
+    counts_moved: bool,
     done: bool,
 }
 
@@ -58,6 +59,7 @@ impl<'i> Exchange<'i> {
             blocks,
             old_homes: BTreeMap::new(),
             old_table,
+            counts_moved: false,
             done: false,
         })
     }
@@ -133,6 +135,28 @@ impl<'i> Exchange<'i> {
         Ok(runs)
     }
 
+    /// Takes a cluster that is free before and after, and leaves it to the caller to count its
+    /// users. Until then nobody gets it, since places are given out in order.
+    pub(super) fn take_place(&mut self) -> Result<HostCluster> {
+        let place = self.state.alloc.allocate(1)?.first;
+        self.counts().take(place, 1)?;
+        Ok(place)
+    }
+
+    /// A place for compressed data, likewise.
+    pub(super) fn place_compressed(&mut self, len: ByteCount) -> Result<Option<Descriptor>> {
+        if self.geometry.refcount_order < 4 {
+            // A narrow count soon is too small for a cluster that many share.
+            self.state.compressed_end = None;
+        }
+        let Some(place) = self.state.place_compressed(self.geometry, len)? else {
+            return Ok(None);
+        };
+        let (first, count) = place.hosts(self.geometry);
+        self.counts().take(first, count)?;
+        Ok(Some(place))
+    }
+
     /// Writes a new L2 table and says where.
     pub(super) fn write_table(&mut self, words: &[u64]) -> Result<HostCluster> {
         let place = self.state.alloc.allocate(1)?.first;
@@ -194,7 +218,9 @@ impl<'i> Exchange<'i> {
     /// # Errors
     /// With nothing changed, or, once the header was to be written, with the image stopped.
     pub(super) fn finish(mut self) -> Result<()> {
-        self.move_counts()?;
+        if !self.counts_moved {
+            self.move_counts()?;
+        }
         let old = self.image.header();
         let change = self.header.change_from(&old, &self.image.source.name)?;
         self.image.flip(&mut self.built, change)?;
@@ -214,7 +240,11 @@ impl<'i> Exchange<'i> {
     /// Gives every refcount block that changed, and the refcount table, a new place. Each of these
     /// places is counted itself, in a block that then has to move, too; that ends, since a block
     /// moves once.
-    fn move_counts(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`block_types::ErrorKind::OutOfSpace`].
+    pub(super) fn move_counts(&mut self) -> Result<()> {
+        self.counts_moved = true;
         let blocks = self.state.alloc.counts.blocks();
         if !self.state.alloc.table_moved {
             self.state.alloc.place_table(blocks)?;
@@ -268,6 +298,7 @@ impl Drop for Exchange<'_> {
         for (&index, &home) in &self.old_homes {
             self.state.alloc.counts.move_home(index, home);
         }
+        self.state.compressed_end = None;
         let alloc = &mut self.state.alloc;
         alloc.counts.roll_back(self.blocks);
         alloc.table = self.old_table;

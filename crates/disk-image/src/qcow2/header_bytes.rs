@@ -5,7 +5,9 @@ use std::os::unix::ffi::OsStringExt;
 use block_types::{Error, ErrorKind, Result};
 use zerocopy::IntoBytes;
 
-use super::header::{BACKING_LIMIT, Compression, Header, SECTOR_ZERO, V2_LENGTH, V3_LENGTH};
+use super::header::{
+    BACKING_LIMIT, Compression, Encryption, Header, SECTOR_ZERO, V2_LENGTH, V3_LENGTH,
+};
 use super::layout::{HeaderV2, MAGIC};
 
 impl Header {
@@ -33,6 +35,7 @@ impl Header {
             put(72, &self.incompatible.to_be_bytes());
             put(80, &self.compatible.to_be_bytes());
             put(88, &self.autoclear.to_be_bytes());
+            put(96, &self.geometry.refcount_order.to_be_bytes());
         }
     }
 
@@ -57,7 +60,11 @@ impl Header {
             backing_file_size: (backing_len as u32).into(),
             cluster_bits: self.geometry.cluster_bits.into(),
             size: 0.into(),
-            crypt_method: 0.into(),
+            crypt_method: match self.encryption {
+                None => 0.into(),
+                Some(Encryption::Aes) => 1.into(),
+                Some(Encryption::Luks) => 2.into(),
+            },
             l1_size: 0.into(),
             l1_table_offset: 0.into(),
             refcount_table_offset: 0.into(),
@@ -67,7 +74,6 @@ impl Header {
         };
         area[..V2_LENGTH].copy_from_slice(v2.as_bytes());
         if self.version > 2 {
-            area[96..100].copy_from_slice(&self.geometry.refcount_order.to_be_bytes());
             area[100..104].copy_from_slice(&(length as u32).to_be_bytes());
             area[104] = u8::from(self.compression == Compression::Zstd);
         }

@@ -142,7 +142,6 @@ impl Header {
         bytes.resize(length, 0);
         bytes[4..8].copy_from_slice(&self.version.to_be_bytes());
         if self.version > 2 {
-            bytes[96..100].copy_from_slice(&self.geometry.refcount_order.to_be_bytes());
             bytes[100..104].copy_from_slice(&(length as u32).to_be_bytes());
             if length > V3_LENGTH {
                 bytes[V3_LENGTH] = u8::from(self.compression == Compression::Zstd);

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use block_io::{BlockDevice, LeaseSet};
-use block_types::{ByteRange, Error, ErrorKind, Result};
+use block_types::{ByteCount, ByteOffset, ByteRange, Error, ErrorKind, Result};
 use parking_lot::{Condvar, Mutex, RwLock};
+use zerocopy::FromBytes;
 
 use super::alloc::Allocator;
 use super::bitmap::Bitmaps;
@@ -15,14 +16,15 @@ use super::commit::Progress;
 use super::compressed::Decompressed;
 use super::counts::Counts;
 use super::geometry::{Geometry, HostCluster, L1Index};
-use super::header::{Header, corrupt};
+use super::header::{Encryption, Header, corrupt};
 use super::image::{CLUSTER_LOCKS, Gate, Image};
-use super::layout::feature;
+use super::layout::{EncryptionField, extension, feature};
 use super::snapshot_table::SnapshotTable;
 use super::source::Source;
 use super::state::State;
 use super::tree::Tree;
 use super::{recording, repair};
+use crate::luks::{self, Secret, SectorCipher};
 
 /// Refcount blocks are all read at once if they take at most so many bytes: enough for 2 TiB of
 /// 64 KiB clusters. Others are read as clusters are taken and given up.
@@ -42,20 +44,29 @@ pub struct OpenOptions {
     pub without_backing: bool,
     /// Refuse writes; nothing is written to the file.
     pub read_only: bool,
+    /// What opens the image, if it is encrypted.
+    pub secret: Option<Secret>,
     /// Give the space of clusters that are not used any more back to the file.
     pub discards: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { backing: None, data: None, without_backing: false, read_only: false, discards: true }
+        Self {
+            backing: None,
+            data: None,
+            without_backing: false,
+            read_only: false,
+            secret: None,
+            discards: true,
+        }
     }
 }
 
 impl Image {
     /// Opens the image in `file`. Writes nothing before the first write, unless the image was not
-    /// closed by somebody who postpones reference counts: then they are made up for; or bitmaps were
-    /// recorded in when it was last used: then they are made consistent.
+    /// closed by somebody who postpones reference counts: then they are made up for; or bitmaps
+    /// were recorded in when it was last used: then they are made consistent.
     ///
     /// Memory: the L1 table, at most 32 MiB; the refcount table, at most 8 MiB, with its
     /// bookkeeping
@@ -63,11 +74,13 @@ impl Image {
     /// are wanted.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`]; [`ErrorKind::Unsupported`] for features that are not known, and for
-    /// encryption; [`ErrorKind::Invalid`] if a device is missing or one too many.
+    /// [`ErrorKind::Corrupt`]; [`ErrorKind::Unsupported`] for features that are not known;
+    /// [`ErrorKind::Invalid`] if a device is missing or one too many; [`ErrorKind::Denied`] without
+    /// the right secret.
     pub fn open(file: Arc<dyn BlockDevice>, options: OpenOptions) -> Result<Arc<Self>> {
         let mut header = Header::read(&*file)?;
         check_devices(&*file, &header, &options)?;
+        let crypt = unlock(&*file, &header, options.secret.as_ref())?;
         if !options.read_only {
             check_writable(&*file, &header)?;
             if header.is_dirty() {
@@ -93,6 +106,7 @@ impl Image {
             backing: options.backing,
             geometry,
             compression: header.compression,
+            crypt,
             tree,
             leases: Arc::new(LeaseSet::new()),
             decompressed: Arc::new(Decompressed::default()),
@@ -192,16 +206,48 @@ fn table_clusters(header: &Header, tree: &Tree, alloc: &Allocator) -> HashSet<Ho
     tables
 }
 
+/// The cipher of the data of an encrypted image.
+fn unlock(
+    file: &dyn BlockDevice,
+    header: &Header,
+    secret: Option<&Secret>,
+) -> Result<Option<Arc<SectorCipher>>> {
+    match header.encryption() {
+        None => return Ok(None),
+        Some(Encryption::Luks) => {}
+        Some(Encryption::Aes) => {
+            let problem = "is encrypted by QEMU's old scheme, AES without LUKS";
+            return Err(Error::new(ErrorKind::Unsupported, file.name(), problem)
+                .advise("convert it with 'qemu-img convert'; the scheme protects little"));
+        }
+    }
+    let Some(secret) = secret else {
+        return Err(Error::new(ErrorKind::Denied, file.name(), "is encrypted")
+            .advise("name the file that holds its secret with --secret-file"));
+    };
+    let field = header.extensions.get(extension::ENCRYPTION);
+    let field = field.and_then(|field| EncryptionField::read_from_prefix(field).ok());
+    let area = field.and_then(|(field, _)| {
+        ByteRange::checked(ByteOffset::new(field.offset.get()), ByteCount::new(field.length.get()))
+    });
+    let fits = |area: &ByteRange| {
+        let aligned = area.start.is_aligned(header.geometry.cluster());
+        aligned && area.len.get() <= luks::AREA_LIMIT && area.end().get() <= file.size().get()
+    };
+    let Some(area) = area.filter(fits) else {
+        return Err(corrupt(file.name(), "has no LUKS header where one has to be"));
+    };
+    let mut bytes = vec![0; area.len.as_usize()];
+    read_clipped(file, &mut bytes, area.start)?;
+    luks::unlock(file.name(), &bytes, secret).map(|cipher| Some(Arc::new(cipher)))
+}
+
 /// Checks that the devices handed in are those that the image wants.
 fn check_devices(file: &dyn BlockDevice, header: &Header, options: &OpenOptions) -> Result<()> {
     let name = |name: Option<std::ffi::OsString>| name.unwrap_or_default().display().to_string();
     let invalid = |problem: String, advice: &str| {
         Err(Error::new(ErrorKind::Invalid, file.name(), problem).advise(advice))
     };
-    if header.encryption().is_some() {
-        return Err(Error::new(ErrorKind::Unsupported, file.name(), "is encrypted")
-            .advise("decrypt it with 'qemu-img convert'"));
-    }
     if header.has_data_file() != options.data.is_some() {
         return match options.data {
             None => invalid(

@@ -27,8 +27,8 @@ pub enum Own {
     Absent,
     /// Zeros; at a place in the file that is kept for data, if there is one.
     Zero(Option<ByteOffset>),
-    /// Data at this place, in the image or in its external data file.
-    Data(ByteOffset),
+    /// Data; at this place of the image or of its external data file, unless they are encrypted.
+    Data(Option<ByteOffset>),
     /// Data that are compressed.
     Compressed,
 }
@@ -53,7 +53,7 @@ impl Image {
                 while at < range.end() && found.len() < BATCH {
                     let run = self.source.run(ByteRange::between(at, range.end()))?;
                     let here = ByteRange::new(at, ByteCount::new(run.len));
-                    found.push(OwnExtent { range: here, own: own(run.kind) });
+                    found.push(OwnExtent { range: here, own: self.own(run.kind) });
                     at = here.end();
                 }
             }
@@ -65,13 +65,13 @@ impl Image {
         }
         Ok(())
     }
-}
 
-fn own(kind: Kind) -> Own {
-    match kind {
-        Kind::Absent => Own::Absent,
-        Kind::Zero { host } => Own::Zero(host),
-        Kind::Data(at) => Own::Data(at),
-        Kind::Compressed(_) => Own::Compressed,
+    fn own(&self, kind: Kind) -> Own {
+        match kind {
+            Kind::Absent => Own::Absent,
+            Kind::Zero { host } => Own::Zero(host),
+            Kind::Data(at) => Own::Data(self.source.crypt.is_none().then_some(at)),
+            Kind::Compressed(_) => Own::Compressed,
+        }
     }
 }

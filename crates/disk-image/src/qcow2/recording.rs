@@ -2,8 +2,8 @@
 //!
 //! Whoever records keeps the bits of a bitmap himself, and puts here what must not be lost. With
 //! the first change of a bit the bitmap becomes *kept*: in one exchange it is marked as in use,
-//! which tells everybody else that it is inconsistent, gets a place for every bit, and is entered in
-//! the levels extension, which Firn believes as long as the autoclear feature beside it is set.
+//! which tells everybody else that it is inconsistent, gets a place for every bit, and is entered
+//! in the levels extension, which Firn believes as long as the autoclear feature beside it is set.
 //! From then on bits are put in place: what lies there is at least what has changed, to the last
 //! consistent level.
 //!
@@ -56,8 +56,8 @@ impl Image {
             bitmap = self.find_bitmap(name)?;
         }
         if bitmap.level.is_none() {
-            // There is no room to say that it is kept. It is marked as in use, and will be stored at
-            // the end; a crash loses it, as it does with every other writer.
+            // There is no room to say that it is kept. It is marked as in use, and will be stored
+            // at the end; a crash loses it, as it does with every other writer.
             return Ok(());
         }
         let places = bitmap.clusters(file)?;
@@ -136,8 +136,8 @@ impl Image {
     }
 }
 
-/// Makes bitmaps consistent that a crash has left in use, and that were kept: as coarse as they are,
-/// they hold all that has changed.
+/// Makes bitmaps consistent that a crash has left in use, and that were kept: as coarse as they
+/// are, they hold all that has changed.
 pub(super) fn recover(file: &dyn BlockDevice, header: &mut Header) -> Result<()> {
     if header.autoclear & feature::LEVELS == 0 {
         return Ok(());

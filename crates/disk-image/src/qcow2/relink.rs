@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use block_io::BlockDevice;
-use block_types::{ByteOffset, Result};
+use block_types::{ByteOffset, Error, ErrorKind, Result};
 
 use super::bytes::write_any;
 use super::extension::name_bytes;
@@ -31,10 +31,14 @@ impl Image {
     /// sees to it that both read the same.
     ///
     /// # Errors
-    /// [`Unsupported`](block_types::ErrorKind::Unsupported) where the name does not fit; those of
-    /// the file.
+    /// [`ErrorKind::Unsupported`] where the name does not fit; [`ErrorKind::Invalid`] for an image
+    /// with a raw data file, which stands alone; those of the file.
     pub fn set_backing(&self, backing: Option<&BackingName>) -> Result<()> {
         self.state()?;
+        if backing.is_some() && self.header.read().data_file_raw() {
+            let problem = "has a raw data file, which cannot stand on another";
+            return Err(Error::new(ErrorKind::Invalid, self.name(), problem));
+        }
         self.prepare_tables()?;
         // What the name is to stand for has been written, and is flushed before the header changes.
         self.alone(Gate::Reads, || {

@@ -110,7 +110,12 @@ struct Layout {
     homes: Vec<(usize, HostCluster)>,
 }
 
-fn recount(file: &Arc<dyn BlockDevice>, header: &Header, findings: &Findings) -> Result<()> {
+/// Makes every count anew, as wide as `header` says.
+pub(super) fn recount(
+    file: &Arc<dyn BlockDevice>,
+    header: &Header,
+    findings: &Findings,
+) -> Result<()> {
     let geometry = header.geometry;
     let old = old_structures(file, header)?;
     // The old structures are users of themselves, and so are not free either.

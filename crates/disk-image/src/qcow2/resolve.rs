@@ -69,6 +69,8 @@ impl Source {
             let run = run_in_cluster(self.geometry, cluster, inside.get());
             let len = ByteCount::new(run.len).min(range.end().since(at));
             let place = match run.kind {
+                // What is encrypted does not lie there as it is.
+                Kind::Data(_) if self.crypt.is_some() => return None,
                 Kind::Data(place) if intent == Intent::Read || is_own(cluster) => place,
                 Kind::Zero { .. } if intent == Intent::Read => {
                     push(resolver, intent, &mut gathered, places)?;

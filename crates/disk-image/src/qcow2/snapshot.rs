@@ -18,6 +18,7 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use block_io::BlockDevice;
 use block_types::{ByteCount, ByteRange, Error, ErrorKind, Result};
 
 use super::entry::{self, Cluster, L1Entry, Standard, decode_l1, encode_l1, mark_shared, shared};
@@ -69,16 +70,36 @@ impl Image {
         if name.is_empty() || name.len() > NAME_LIMIT {
             return Err(self.invalid("a snapshot's name has 1 to 255 bytes"));
         }
-        self.alone(Gate::Reads, || self.take_snapshot(name, now))
+        let like = SnapshotInfo {
+            id: String::new(),
+            name: name.to_owned(),
+            taken: now,
+            disk_size: ByteCount::ZERO,
+            vm_state_size: ByteCount::ZERO,
+            vm_clock: Duration::ZERO,
+            instructions: None,
+        };
+        self.alone(Gate::Reads, || self.take_snapshot(&like))
     }
 
-    fn take_snapshot(&self, name: &str, now: SystemTime) -> Result<SnapshotInfo> {
+    /// Takes a snapshot of the disk as it is, with the id, the name and the times of `like`, which
+    /// is one of another image: for a copy with its snapshots.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn create_snapshot_like(&self, like: &SnapshotInfo) -> Result<SnapshotInfo> {
+        self.check_snapshots()?;
+        self.alone(Gate::Reads, || self.take_snapshot(like))
+    }
+
+    fn take_snapshot(&self, like: &SnapshotInfo) -> Result<SnapshotInfo> {
         let old = self.snapshots.read().clone();
-        if old.find(name).is_some() {
-            return Err(Error::new(ErrorKind::Exists, self.object(name), "exists already"));
+        let known = [&like.id, &like.name].map(|name| !name.is_empty() && old.find(name).is_some());
+        if known.contains(&true) {
+            return Err(Error::new(ErrorKind::Exists, self.object(&like.name), "exists already"));
         }
         let mut exchange = Exchange::begin(self)?;
-        let entry = new_entry(&exchange.header, old.next_id(), name, now);
+        let entry = new_entry(&exchange.header, old.next_id(), like);
         let mut new = old.clone();
         new.entries.push(entry.clone());
         if new.len().get() > TABLE_LIMIT || new.entries.len() > SNAPSHOT_LIMIT as usize {
@@ -323,7 +344,10 @@ impl Image {
     }
 
     /// The L2 tables that an L1 table names.
-    fn tables(&self, l1: &[u64]) -> Result<impl Iterator<Item = (L1Index, L1Entry)> + use<>> {
+    pub(super) fn tables(
+        &self,
+        l1: &[u64],
+    ) -> Result<impl Iterator<Item = (L1Index, L1Entry)> + use<>> {
         let mut found = Vec::new();
         for (index, &word) in (0..).zip(l1) {
             let entry = decode_l1(self.source.geometry, word)
@@ -360,6 +384,17 @@ impl Image {
     }
 }
 
+/// The internal snapshots of the image in `file`, in the order of the table; nothing else of it is
+/// read.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for a header or a table outside its limits.
+pub fn snapshots(file: &dyn BlockDevice) -> Result<Vec<SnapshotInfo>> {
+    let header = super::header::Header::read(file)?;
+    let table = SnapshotTable::read(file, &header)?;
+    Ok(table.entries.iter().map(|entry| info(entry, header.size())).collect())
+}
+
 fn info(entry: &Entry, disk_size: ByteCount) -> SnapshotInfo {
     let since = Duration::new(
         entry.head.seconds.get().into(),
@@ -376,10 +411,16 @@ fn info(entry: &Entry, disk_size: ByteCount) -> SnapshotInfo {
     }
 }
 
-/// The entry of a snapshot of the disk of `header`, which takes its L1 table over.
-fn new_entry(header: &super::header::Header, id: u64, name: &str, now: SystemTime) -> Entry {
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (id, extra) = (id.to_string().into_bytes(), new_extra(header.size()));
+/// The entry of a snapshot of the disk of `header`, which takes its L1 table over. Without an id it
+/// gets the id `next`.
+fn new_entry(header: &super::header::Header, next: u64, like: &SnapshotInfo) -> Entry {
+    let since = like.taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let id = if like.id.is_empty() { next.to_string() } else { like.id.clone() };
+    let (id, name) = (id.into_bytes(), like.name.as_bytes().to_vec());
+    let mut extra = new_extra(header.size());
+    if let Some(instructions) = like.instructions {
+        extra[16..24].copy_from_slice(&instructions.to_be_bytes());
+    }
     let head = SnapshotHead {
         l1_table_offset: header.l1.start.get().into(),
         l1_size: ((header.l1.len.get() / 8) as u32).into(),
@@ -387,11 +428,11 @@ fn new_entry(header: &super::header::Header, id: u64, name: &str, now: SystemTim
         name_size: (name.len() as u16).into(),
         seconds: (since.as_secs() as u32).into(),
         nanoseconds: since.subsec_nanos().into(),
-        vm_clock: 0.into(),
+        vm_clock: (like.vm_clock.as_nanos() as u64).into(),
         vm_state_size: 0.into(),
         extra_size: (extra.len() as u32).into(),
     };
-    Entry { head, extra, id, name: name.as_bytes().to_vec() }
+    Entry { head, extra, id, name }
 }
 
 impl SnapshotTable {

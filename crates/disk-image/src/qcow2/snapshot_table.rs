@@ -153,6 +153,12 @@ impl Entry {
         self.known_extra(16).filter(|&count| count != u64::MAX)
     }
 
+    /// Gives the entry other extra data.
+    pub(super) fn set_extra(&mut self, extra: Vec<u8>) {
+        self.head.extra_size = (extra.len() as u32).into();
+        self.extra = extra;
+    }
+
     fn known_extra(&self, at: usize) -> Option<u64> {
         let bytes = self.extra.get(at..at + 8)?;
         Some(u64::from_be_bytes(bytes.try_into().expect("eight bytes")))
@@ -162,6 +168,17 @@ impl Entry {
         let len = size_of::<SnapshotHead>() + self.extra.len() + self.id.len() + self.name.len();
         (len as u64).next_multiple_of(8)
     }
+}
+
+/// The extra data of `entry` with all that version 3 wants: where the size of the disk is missing,
+/// it was `size`.
+pub(super) fn long_extra(entry: &Entry, size: ByteCount) -> Vec<u8> {
+    if entry.extra.len() >= 16 {
+        return entry.extra.clone();
+    }
+    let mut extra = new_extra(size);
+    extra[..8].copy_from_slice(&entry.vm_state_size().get().to_be_bytes());
+    extra
 }
 
 /// The extra data of a new snapshot of a disk of `size`, without a machine's state.

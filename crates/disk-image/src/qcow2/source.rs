@@ -15,6 +15,7 @@ use super::header::{Compression, corrupt};
 use super::mapping::{Kind, Run, run_at};
 use super::state::State;
 use super::tree::{Tree, decode_of};
+use crate::luks::SectorCipher;
 
 /// Where the bytes of a state of the disk come from.
 pub(super) struct Source {
@@ -25,6 +26,8 @@ pub(super) struct Source {
     pub(super) backing: Option<Arc<dyn BlockDevice>>,
     pub(super) geometry: Geometry,
     pub(super) compression: Compression,
+    /// What the guest's data are encrypted by, unless they are compressed.
+    pub(super) crypt: Option<Arc<SectorCipher>>,
     pub(super) tree: Tree,
     /// Those who read places of the files; who gives places to others waits for them.
     pub(super) leases: Arc<LeaseSet>,
@@ -112,7 +115,7 @@ impl Source {
 
     pub(super) fn read_run(&self, kind: Kind, part: &mut [u8], start: ByteOffset) -> Result<()> {
         match kind {
-            Kind::Data(place) => read_clipped(self.data(), part, place),
+            Kind::Data(place) => self.read_data(part, place),
             Kind::Zero { .. } => {
                 part.fill(0);
                 Ok(())

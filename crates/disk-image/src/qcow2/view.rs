@@ -45,6 +45,7 @@ impl Image {
             backing: own.backing.clone(),
             geometry: own.geometry,
             compression: own.compression,
+            crypt: own.crypt.clone(),
             tree,
             leases: Arc::clone(&own.leases),
             decompressed: Arc::clone(&own.decompressed),

@@ -9,7 +9,6 @@ use block_io::AlignedBuf;
 use block_types::{ByteCount, ByteOffset, ByteRange, ErrorKind, Result};
 
 use super::alloc::Run;
-use super::bytes::write_any;
 use super::entry::{Cluster, Standard, external_host};
 use super::geometry::{GuestCluster, HostCluster};
 use super::image::Image;
@@ -140,7 +139,7 @@ impl Image {
             let prepared = self.prepare(guest, olds.len() as u64)?;
             let Run { first: host, count: taken, .. } = prepared.run;
             let taken = taken as usize;
-            write_any(self.source.data(), &rest[..taken * size], self.source.place(host, 0))?;
+            self.source.write_data(&rest[..taken * size], self.source.place(host, 0))?;
             let geometry = self.source.geometry;
             // DATA-FIRST: the data are written; what makes the mapping durable flushes them before.
             prepared.publish(guest, &olds[..taken], &|host| Standard::data(geometry, host));
@@ -194,11 +193,8 @@ impl Image {
 
     fn write_host(&self, at: ByteOffset, len: ByteCount, fill: Fill<'_>) -> Result<()> {
         match fill {
-            Fill::Bytes(bytes) => write_any(self.source.data(), bytes, at),
-            Fill::Zeros => {
-                let range = ByteRange::new(at, len);
-                self.source.data().zero(range, block_io::ZeroMode::default())
-            }
+            Fill::Bytes(bytes) => self.source.write_data(bytes, at),
+            Fill::Zeros => self.source.zero_data(ByteRange::new(at, len)),
         }
     }
 
@@ -258,7 +254,9 @@ impl Image {
         };
         let data = kept | geometry.touched(part);
         let reads_zero = kept == 0 && (self.source.backing.is_none() || zero == 1);
-        let region = if prepared.run.blank && reads_zero && !geometry.extended {
+        // What was never written is zeros as it lies there, which is noise when it is decrypted.
+        let plain = !geometry.extended && self.source.crypt.is_none();
+        let region = if prepared.run.blank && reads_zero && plain {
             // What lies around the part is zeros already.
             part
         } else {
@@ -292,7 +290,7 @@ impl Image {
     ) -> Result<()> {
         let at = self.source.place(host, region.start.get());
         if let (Fill::Bytes(bytes), true) = (fill, region == part) {
-            return write_any(self.source.data(), bytes, at);
+            return self.source.write_data(bytes, at);
         }
         with_scratch(region.len.as_usize(), |scratch| {
             let (head, rest) = scratch.split_at_mut(part.start.since(region.start).as_usize());
@@ -303,7 +301,7 @@ impl Image {
                 Fill::Zeros => body.fill(0),
             }
             self.old_content(guest, old, part.end(), needed, tail)?;
-            write_any(self.source.data(), scratch, at)
+            self.source.write_data(scratch, at)
         })
     }
 

@@ -24,6 +24,10 @@ impl Image {
             let problem = "is compressed by whole clusters only";
             return Err(Error::new(ErrorKind::Invalid, &*self.source.name, problem));
         }
+        if self.source.crypt.is_some() {
+            let problem = "is encrypted, and what is encrypted is not compressed";
+            return Err(Error::new(ErrorKind::Unsupported, &*self.source.name, problem));
+        }
         let mut cluster = bytes.to_vec();
         cluster.resize(geometry.cluster().as_usize(), 0);
         let data =
@@ -72,7 +76,7 @@ impl Image {
 impl State {
     /// Takes a place for `len` bytes of compressed data, behind those that were written last if
     /// they fit there; `None` where no descriptor can name it.
-    fn place_compressed(
+    pub(super) fn place_compressed(
         &mut self,
         geometry: Geometry,
         len: ByteCount,

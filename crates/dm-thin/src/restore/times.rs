@@ -2,9 +2,9 @@
 //!
 //! A pool's time goes on with each snapshot, and a mapping has 24 bits for it. All that it is for
 //! is the question whether a mapping is older than the last snapshot of its device: then its block
-//! may be shared, and is not written in place. Two moments are enough for the answer: 0 for what may
-//! be shared, and 1, the new time of the pool and of the last snapshot of every device, for what is
-//! not.
+//! may be shared, and is not written in place. Two moments are enough for the answer: 0 for what
+//! may be shared, and 1, the new time of the pool and of the last snapshot of every device, for
+//! what is not.
 
 use crate::{DeviceState, Time};
 

@@ -68,8 +68,8 @@ fn old_pool() -> String {
     xml
 }
 
-/// How many data blocks a pool takes for writes to these blocks: a block that counts as shared takes
-/// a new one.
+/// How many data blocks a pool takes for writes to these blocks: a block that counts as shared
+/// takes a new one.
 fn copies(pool: &Pool, device: u32, blocks: std::ops::Range<u64>) -> u64 {
     let count = |pool: &Pool| {
         let mut places = Vec::new();

@@ -125,6 +125,7 @@ impl Chain {
             size: Some(ByteCount::new(size)),
             backing: below.map(|level| (name(level), level.format)),
             settings,
+            secret: None,
         };
         create_image(&path, &wanted).unwrap();
         let mut content = below.map(|level| level.content.clone()).unwrap_or_default();

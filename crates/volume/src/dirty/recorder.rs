@@ -53,8 +53,8 @@ impl Recorder {
         &self.name
     }
 
-    /// What has changed. Who clears any of it has the disk's writers [drained](super::Tracked::drain)
-    /// before he reads what the disk holds there.
+    /// What has changed. Who clears any of it has the disk's writers
+    /// [drained](super::Tracked::drain) before he reads what the disk holds there.
     pub fn bits(&self) -> &DirtyBitmap {
         &self.bits
     }

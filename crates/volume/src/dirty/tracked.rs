@@ -82,8 +82,8 @@ impl Tracked {
         recorders.iter().try_for_each(|recorder| recorder.refine(|| self.leases.drain()))
     }
 
-    /// Notes a write to `range` in every bitmap that records. The lease is dropped when the write is
-    /// done.
+    /// Notes a write to `range` in every bitmap that records. The lease is dropped when the write
+    /// is done.
     fn note(&self, range: ByteRange) -> Result<Lease<'_>> {
         check_range(self, range)?;
         loop {

@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) file: Arc<dyn BlockDevice>,
     /// The external data file of a qcow2 image.
     pub(super) data: Option<Arc<dyn BlockDevice>>,
+    /// What opens it, if it is encrypted.
+    pub(super) secret: Option<qcow2::Secret>,
     /// Of the file, and of the data file.
     pub(super) locks: Vec<ImageLock>,
 }
@@ -94,7 +96,8 @@ fn open_link(
     // Nothing is read before the lock is there: somebody may be changing it.
     let locks = take_lock(path, read_only, options)?;
     let (format, file) = open_file(path, said, read_only, options.cache)?;
-    let mut link = Link { path: path.to_owned(), format, file, data: None, locks };
+    let (path_buf, secret) = (path.to_owned(), options.secret.clone());
+    let mut link = Link { path: path_buf, format, file, data: None, secret, locks };
     let data = data_name(&link)?;
     let trusted = said.is_some() || !is_called_raw(path);
     if !trusted && (data.is_some() || below(&link)?.is_some()) {

@@ -26,6 +26,8 @@ pub struct CreateImage {
     pub backing: Option<(String, ImageFormat)>,
     /// The options of the format.
     pub settings: ImageSettings,
+    /// What is to open it, if it is to be encrypted.
+    pub secret: Option<qcow2::Secret>,
 }
 
 /// Makes an image at `path`, where there must be nothing yet, and returns the size of its disk. Of
@@ -101,6 +103,14 @@ fn fill_qcow2(
 ) -> Result<()> {
     let mut options = qcow2::CreateOptions::new(size);
     wanted.settings.apply_to_qcow2(&mut options)?;
+    if let Some(encryption) = &mut options.encryption {
+        encryption.secret = wanted.secret.clone().ok_or_else(|| {
+            let object = path.display().to_string();
+            Error::new(ErrorKind::Invalid, object, "is to be encrypted, and has no secret")
+                .advise("name the file that holds its secret with --secret-file")
+        })?;
+        encryption.uuid = Uuid::new_v4().to_string();
+    }
     let backing = wanted.backing.as_ref();
     options.backing = backing.map(|(name, format)| (name.into(), format.qemu_name().into()));
     let Some(name) = &options.data_file else {

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use block_io::{BlockDevice, CacheMode};
 use block_types::{Error, Result};
-use disk_image::qcow2::{self, Compression};
+use disk_image::qcow2::{self, Compression, Encryption};
 use disk_image::vhd::{self, VhdImage};
 use serde::{Deserialize, Serialize};
 
-use super::ImageFormat;
 use super::chain::open_file;
 use super::gate::has_protocol;
+use super::{ImageBitmap, ImageFormat};
 
 /// What an image says of itself. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -77,6 +77,12 @@ pub enum FormatSpecific {
         /// Whether that alone is a raw image of the disk.
         #[serde(skip_serializing_if = "Option::is_none")]
         data_file_raw: Option<bool>,
+        /// Its persistent dirty bitmaps.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        bitmaps: Vec<ImageBitmap>,
+        /// How its data are encrypted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        encrypt: Option<EncryptionInfo>,
     },
     /// Of a VHD.
     #[serde(rename = "vpc", rename_all = "kebab-case")]
@@ -91,6 +97,13 @@ pub enum FormatSpecific {
         #[serde(skip_serializing_if = "Option::is_none")]
         parent_id: Option<String>,
     },
+}
+
+/// How the data of an image are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct EncryptionInfo {
+    /// luks, or aes for QEMU's old scheme.
+    pub format: &'static str,
 }
 
 /// An internal snapshot. Sizes are in bytes.
@@ -165,7 +178,7 @@ impl ImageInfo {
         self.dirty_flag = header.is_dirty();
         self.encrypted = header.encryption().is_some();
         self.add_backing(path, header.backing_file().map(text), header.backing_format().map(text));
-        self.snapshots = snapshots(file, &header)?;
+        self.snapshots = qcow2::snapshots(&**file)?.iter().map(ImageSnapshot::from).collect();
         self.format_specific = Some(FormatSpecific::Qcow2 {
             compat: if header.version() == 2 { "0.10" } else { "1.1" },
             compression_type: match header.compression() {
@@ -178,6 +191,13 @@ impl ImageInfo {
             extended_l2: header.extended_l2(),
             data_file: header.data_file().map(text),
             data_file_raw: header.has_data_file().then(|| header.data_file_raw()),
+            bitmaps: qcow2::bitmaps(&**file)?.iter().map(ImageBitmap::from).collect(),
+            encrypt: header.encryption().map(|encryption| EncryptionInfo {
+                format: match encryption {
+                    Encryption::Aes => "aes",
+                    Encryption::Luks => "luks",
+                },
+            }),
         });
         Ok(())
     }
@@ -216,19 +236,4 @@ impl ImageInfo {
         self.backing_filename = name;
         self.backing_filename_format = format;
     }
-}
-
-/// The internal snapshots of the image in `file`.
-fn snapshots(file: &Arc<dyn BlockDevice>, header: &qcow2::Header) -> Result<Vec<ImageSnapshot>> {
-    // An image with a data file has none, and of an encrypted one they cannot be read here.
-    if header.snapshots() == 0 || header.has_data_file() || header.encryption().is_some() {
-        return Ok(Vec::new());
-    }
-    let options = qcow2::OpenOptions {
-        read_only: true,
-        without_backing: true,
-        ..qcow2::OpenOptions::default()
-    };
-    let image = qcow2::Image::open(Arc::clone(file), options)?;
-    Ok(image.snapshots().iter().map(ImageSnapshot::from).collect())
 }

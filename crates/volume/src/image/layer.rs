@@ -50,6 +50,7 @@ impl Layer {
                 data: link.data.clone(),
                 without_backing: true,
                 read_only: true,
+                secret: link.secret.clone(),
                 ..qcow2::OpenOptions::default()
             };
             Opened::Qcow2(qcow2::Image::open(Arc::clone(&link.file), options)?)
@@ -81,7 +82,7 @@ fn qcow2_runs(image: &qcow2::Image, range: ByteRange) -> Result<Vec<OwnRun>> {
         let own = match extent.own {
             Own::Absent => None,
             Own::Zero(_) => Some(Held::Zero(None)),
-            Own::Data(at) => Some(Held::At(at)),
+            Own::Data(at) => Some(at.map_or(Held::Somewhere, Held::At)),
             Own::Compressed => Some(Held::Compressed),
         };
         runs.push(OwnRun { range: extent.range, own });

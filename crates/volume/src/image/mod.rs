@@ -12,7 +12,10 @@
 //!
 //! [`ImageInfo`] is the exception: it opens the one file that it was given, and nothing else.
 
+mod amend;
 mod below;
+mod bitmaps;
+mod carry;
 mod chain;
 mod check;
 mod compressing;
@@ -25,6 +28,7 @@ mod info;
 mod layer;
 mod lock;
 mod map;
+mod measure;
 mod node;
 mod open;
 mod probe;
@@ -33,14 +37,17 @@ mod settings;
 mod snapshots;
 mod work;
 
+pub use amend::amend_image;
+pub use bitmaps::ImageBitmap;
 pub use check::{ImageCheck, RepairImage};
 pub use create::{CreateImage, create_image, fill_image};
 pub use format::ImageFormat;
 pub use gate::BackingPolicy;
 pub use graph::ChainImage;
-pub use info::{FormatSpecific, ImageInfo, ImageSnapshot};
+pub use info::{EncryptionInfo, FormatSpecific, ImageInfo, ImageSnapshot};
 pub(crate) use lock::ImageLock;
 pub use map::{ImageMap, MapRun};
+pub use measure::{ImageMeasure, measure_image};
 pub use open::{DiskImage, ImageOptions};
 pub use rebase::rename_backing;
 pub use settings::ImageSettings;

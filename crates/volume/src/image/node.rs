@@ -25,6 +25,8 @@ pub(super) struct Node {
     pub(super) below: Option<Arc<Below>>,
     /// Whether its data lie in another file.
     pub(super) external: bool,
+    /// What an encrypted image was opened with.
+    secret: Option<qcow2::Secret>,
     locks: Mutex<Vec<ImageLock>>,
 }
 
@@ -58,6 +60,7 @@ impl Node {
             device,
             below,
             external: link.data.is_some(),
+            secret: link.secret,
             locks: Mutex::new(link.locks),
         })
     }
@@ -89,7 +92,8 @@ impl Node {
     fn open_again(&self, read_only: bool, cache: CacheMode) -> Result<Opened> {
         let (_, file) = open_file(&self.path, Some(self.format), read_only, cache)?;
         let path = self.path.clone();
-        let link = Link { path, format: self.format, file, data: None, locks: Vec::new() };
+        let secret = self.secret.clone();
+        let link = Link { path, format: self.format, file, data: None, secret, locks: Vec::new() };
         let id = match &self.device {
             Opened::Vhd(image) => image.parent_info()?.and_then(|parent| parent.id),
             _ => None,
@@ -105,6 +109,7 @@ impl Node {
             device,
             below: self.below.clone(),
             external: self.external,
+            secret: self.secret.clone(),
             locks: Mutex::new(std::mem::take(&mut self.locks.lock())),
         }
     }
@@ -153,6 +158,7 @@ fn open_over(
                 backing: below,
                 data: link.data.clone(),
                 read_only,
+                secret: link.secret.clone(),
                 ..qcow2::OpenOptions::default()
             };
             qcow2::Image::open(file, options).map(Opened::Qcow2)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use block_io::{BlockDevice, CacheMode};
 use block_types::{ByteCount, Error, ErrorKind, Result};
-use disk_image::qcow2;
+use disk_image::qcow2::{self, Secret};
 use disk_image::vhd::{self, VhdImage};
 use parking_lot::Mutex;
 
@@ -28,6 +28,8 @@ pub struct ImageOptions {
     /// Read it without a lock, even while somebody writes it: what is found may be out of date, or
     /// look damaged.
     pub force_share: bool,
+    /// What opens it, and what is below it, as far as that is encrypted.
+    pub secret: Option<Secret>,
 }
 
 impl ImageOptions {
@@ -39,6 +41,7 @@ impl ImageOptions {
             cache: CacheMode::Cached,
             backing: BackingPolicy::SameFolder,
             force_share: false,
+            secret: None,
         }
     }
 }
@@ -93,6 +96,7 @@ impl Opened {
                     backing: below.map(Self::device),
                     data: link.data.clone(),
                     read_only,
+                    secret: link.secret.clone(),
                     ..qcow2::OpenOptions::default()
                 };
                 qcow2::Image::open(file, options).map(Self::Qcow2)
@@ -201,6 +205,27 @@ impl DiskImage {
     /// lets it; those of the format.
     pub fn resize(&self, size: ByteCount) -> Result<()> {
         self.top.resize(size)
+    }
+
+    /// Moves about `most` bytes from the end of a qcow2 image's file into gaps before it. To be
+    /// called until it is done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for other formats; those of the file, with the image as it was
+    /// before the step.
+    pub fn compact_step(&self, most: ByteCount) -> Result<qcow2::Compaction> {
+        self.qcow2("gaps to close")?.compact_step(most)
+    }
+
+    /// Bytes of the file as it is now.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn file_size(&self) -> Result<ByteCount> {
+        let found = self.path.metadata().map_err(|error| {
+            Error::io(self.path.display().to_string(), "cannot be examined", error)
+        })?;
+        Ok(ByteCount::new(found.len()))
     }
 
     /// Makes everything durable and leaves the file as its format wants it. Clients of the device

@@ -1,9 +1,16 @@
 //! The options of new images, as qemu-img's `-o` has them.
 
+use std::time::Duration;
+
 use block_types::{Error, ErrorKind, Result, parse_size};
 use disk_image::qcow2::{self, Compression, Preallocation};
 
 use super::ImageFormat;
+
+/// How long it takes to open a new encrypted image unless told otherwise, as with QEMU.
+const UNLOCKING: Duration = Duration::from_secs(2);
+/// The versions of qcow2 by their names.
+const VERSIONS: &[(&str, u32)] = &[("0.10", 2), ("v2", 2), ("1.1", 3), ("v3", 3)];
 
 /// Options of a new image: `cluster_size=128K,compat=1.1`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,11 +37,11 @@ impl ImageSettings {
 
     /// Sets what of `options` is named here.
     pub(super) fn apply_to_qcow2(&self, options: &mut qcow2::CreateOptions) -> Result<()> {
+        let mut time = UNLOCKING;
         for (name, value) in &self.0 {
             match name.as_str() {
                 "compat" => {
-                    options.version =
-                        choose(name, value, &[("0.10", 2), ("v2", 2), ("1.1", 3), ("v3", 3)])?;
+                    options.version = choose(name, value, VERSIONS)?;
                 }
                 "cluster_size" => options.cluster_size = parse_size(value)?,
                 "refcount_bits" => {
@@ -48,11 +55,42 @@ impl ImageSettings {
                 }
                 "preallocation" => options.preallocation = preallocation(name, value)?,
                 "data_file" => options.data_file = Some(value.into()),
+                "encrypt.format" => choose(name, value, &[("luks", ())])?,
+                "encrypt.iter-time" => {
+                    let millis = value.parse().map_err(|_| wrong(name, value))?;
+                    time = Duration::from_millis(millis);
+                }
                 "data_file_raw" => options.data_file_raw = switch(name, value)?,
                 _ => return Err(unknown(name, ImageFormat::Qcow2)),
             }
         }
+        if self.0.iter().any(|(name, _)| name == "encrypt.format") {
+            // Who makes the image fills in the secret, and what others call it by.
+            let (secret, uuid) = (qcow2::Secret::new(Vec::new()), String::new());
+            options.encryption = Some(qcow2::NewEncryption { secret, time, uuid });
+        }
         Ok(())
+    }
+
+    /// What is to be changed in a qcow2 image that is there.
+    pub(super) fn amendment(&self) -> Result<qcow2::Amend> {
+        let mut what = qcow2::Amend::default();
+        for (name, value) in &self.0 {
+            match name.as_str() {
+                "compat" => what.version = Some(choose(name, value, VERSIONS)?),
+                "refcount_bits" => {
+                    what.refcount_bits = Some(value.parse().map_err(|_| wrong(name, value))?);
+                }
+                "lazy_refcounts" => what.lazy_refcounts = Some(switch(name, value)?),
+                _ => {
+                    let problem = "cannot be changed in an image that is there";
+                    let object = format!("option '{name}'");
+                    return Err(Error::new(ErrorKind::Invalid, object, problem)
+                        .advise("there is compat, lazy_refcounts and refcount_bits"));
+                }
+            }
+        }
+        Ok(what)
     }
 
     /// Whether a VHD is to be fixed.
@@ -114,8 +152,8 @@ fn unknown(name: &str, format: ImageFormat) -> Error {
     let known = match format {
         ImageFormat::Raw => "preallocation",
         ImageFormat::Qcow2 => {
-            "cluster_size, compat, compression_type, data_file, data_file_raw, extended_l2, \
-             lazy_refcounts, preallocation and refcount_bits"
+            "cluster_size, compat, compression_type, data_file, data_file_raw, encrypt.format, \
+             encrypt.iter-time, extended_l2, lazy_refcounts, preallocation and refcount_bits"
         }
         ImageFormat::Vhd => "subformat",
     };

@@ -8,6 +8,7 @@ mod jobs;
 mod locks;
 mod make;
 mod serve;
+mod verbs;
 
 use serde_json::Value;
 use testkit::peer::{Outcome, peer};

@@ -1,7 +1,9 @@
 //! qcow2: against the model, power failures, faults, hostile images, and QEMU in both directions.
 
+mod amend;
 mod bitmaps;
 mod common;
+mod compact;
 mod compressed;
 mod crash;
 mod create;
@@ -10,6 +12,7 @@ mod faults;
 mod features;
 mod foreign;
 mod hostile;
+mod luks;
 mod model;
 mod pingpong;
 mod random;

@@ -233,3 +233,61 @@ fn the_size_of_a_snapshot_comes_back_with_it() {
     image.close().expect("closed");
     folder.check("a.qcow2");
 }
+
+/// Bytes of a disk, and of a machine's state that lies behind it, in an image of clusters of 512
+/// bytes, of which a table of the first level maps 32 KiB by each entry.
+const DISK: usize = 64 << 10;
+const STATE: usize = 60_000;
+
+/// An image with a snapshot that has a machine's state, as a running QEMU makes one: the disk of a
+/// larger image is cut, in the header and in the snapshot's entry.
+fn with_state(folder: &Folder) -> Vec<u8> {
+    let mut options = CreateOptions::new(ByteCount::new(128 << 10));
+    options.cluster_size = ByteCount::new(512);
+    let image = folder.create("a.qcow2", &options);
+    image.write_at(&[b'D'; 5000], ByteOffset::new(1000)).expect("written");
+    let state: Vec<u8> = (0..STATE).map(|at| (at % 251) as u8).collect();
+    image.write_at(&state, ByteOffset::new(DISK as u64)).expect("written");
+    image.create_snapshot("vm", now()).expect("taken");
+    image.close().expect("closed");
+    set_sizes(folder, DISK as u64, STATE as u64);
+    state
+}
+
+/// Says of the image and of its first snapshot how large the disk is, and the machine's state.
+fn set_sizes(folder: &Folder, disk: u64, state: u64) {
+    let mut bytes = fs::read(folder.file("a.qcow2")).expect("read");
+    let at = u64::from_be_bytes(bytes[64..72].try_into().expect("eight")) as usize;
+    bytes[24..32].copy_from_slice(&disk.to_be_bytes());
+    bytes[at + 40..at + 48].copy_from_slice(&state.to_be_bytes());
+    bytes[at + 48..at + 56].copy_from_slice(&disk.to_be_bytes());
+    fs::write(folder.file("a.qcow2"), bytes).expect("written");
+}
+
+#[test]
+fn a_machine_s_state_stays_with_its_snapshot() {
+    let folder = Folder::new();
+    let state = with_state(&folder);
+    folder.check("a.qcow2");
+    let image = folder.open("a.qcow2");
+    let size = |image: &Image| image.snapshots()[0].vm_state_size.get();
+    assert_eq!(size(&image), STATE as u64);
+    image.write_at(&[b'E'; 3000], ByteOffset::new(20_000)).expect("written");
+    image.create_snapshot("later", now()).expect("taken");
+    image.revert_to_snapshot("vm").expect("reverted");
+    image.write_at(&[b'F'; 3000], ByteOffset::new(40_000)).expect("written");
+    image.create_snapshot("last", now()).expect("taken");
+    image.delete_snapshot("later").expect("deleted");
+    while !image.compact_step(ByteCount::new(16 << 10)).expect("compacted").done {}
+    assert_eq!(size(&image), STATE as u64);
+    image.close().expect("closed");
+    drop(image);
+    folder.check("a.qcow2");
+    let listed = folder.img("snapshot -l a.qcow2");
+    assert!(listed.contains("58.6 KiB"), "{listed}");
+    // With the disk as large as it was once, the state is a part of it.
+    set_sizes(&folder, 128 << 10, 0);
+    let content = folder.content("a.qcow2", "-l vm");
+    same(&content[DISK..DISK + STATE], &state);
+    assert_eq!(content[1000..6000], [b'D'; 5000]);
+}
