@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block_types::{Result, format_size};
-use nbd::{Export, ExportTable, Server, ServerOptions, Uri};
+use nbd::{ExportTable, Server, ServerOptions, Uri};
 use tokio::runtime::Runtime;
 use volume::DiskImage;
 
 use crate::api;
+use crate::bitmaps::ServedBitmaps;
 use crate::control::Control;
 use crate::daemon::{GRACE, listen};
 use crate::image_access::{OpenImage, control_path};
@@ -47,6 +48,7 @@ pub struct ImageReady {
 pub(crate) struct ServedImage {
     server: Server,
     image: Arc<OpenImage>,
+    bitmaps: ServedBitmaps,
     /// `None` where there can be no socket, and once it is stopped.
     control: Option<Control>,
     uri: Uri,
@@ -60,9 +62,9 @@ impl ServedImage {
         image: &Arc<DiskImage>,
         options: &ImageServeOptions,
     ) -> Result<Self> {
-        let device = image.device();
-        let description = format!("{} image of {}", image.format(), format_size(device.size()));
-        let mut export = Export::new(options.name.clone(), device)?.described(description);
+        let description = format!("{} image of {}", image.format(), format_size(image.size()));
+        let bitmaps = ServedBitmaps::begin(image)?;
+        let mut export = bitmaps.export(&options.name)?.described(description);
         if options.read_only {
             export = export.read_only();
         }
@@ -77,7 +79,7 @@ impl ServedImage {
         let control = listen_for_control(runtime, &path, &opened);
         let control_socket = control.is_some().then_some(path);
         let ready = ImageReady { nbd_uri: uri.to_string(), nbd_tcp_uri, control_socket };
-        Ok(Self { server, image: opened, control, uri, ready })
+        Ok(Self { server, image: opened, bitmaps, control, uri, ready })
     }
 
     /// Where the export is reached.
@@ -90,8 +92,12 @@ impl ServedImage {
         &self.ready
     }
 
-    /// Takes no more connections, lets requests in flight finish, and cancels jobs.
-    pub(crate) fn stop(&mut self, runtime: &Runtime) {
+    /// Takes no more connections, lets requests in flight finish, cancels jobs, and stores the
+    /// bitmaps.
+    ///
+    /// # Errors
+    /// If the bitmaps cannot be stored.
+    pub(crate) fn stop(&mut self, runtime: &Runtime) -> Result<()> {
         let mut control = self.control.take();
         if let Some(control) = &mut control {
             control.refuse();
@@ -104,6 +110,7 @@ impl ServedImage {
         if !control.is_none_or(|control| control.finish(runtime, GRACE)) || !orderly {
             tracing::warn!("some requests took too long and were broken off");
         }
+        self.bitmaps.end()
     }
 }
 

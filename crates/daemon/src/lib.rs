@@ -21,6 +21,7 @@
 
 mod access;
 mod api;
+mod bitmaps;
 mod client;
 mod control;
 mod cow;

@@ -100,8 +100,8 @@ pub fn serve_image(
     let outcome = await_end(&runtime, options.run.as_deref(), served.uri(), signals);
     tracing::info!(image = %name, "stopping");
     notify("STOPPING=1");
-    served.stop(&runtime);
-    let closed = image.close();
+    let stored = served.stop(&runtime);
+    let closed = stored.and(image.close());
     runtime.shutdown_timeout(Duration::ZERO);
     // What the command had to say comes first.
     outcome.and_then(|code| closed.map(|()| code))

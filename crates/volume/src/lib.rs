@@ -42,8 +42,8 @@ pub use dm_thin::{DataBlock, DeviceId, HeldMetadata, Message, Trimmed};
 pub use image::{
     BackingPolicy, ChainChange, ChainImage, CreateImage, DiskImage, EncryptionInfo, FormatSpecific,
     ImageBitmap, ImageCheck, ImageFormat, ImageInfo, ImageMap, ImageMeasure, ImageOptions,
-    ImageSettings, ImageSnapshot, MapRun, RepairImage, Work, amend_image, create_image, fill_image,
-    measure_image, rename_backing,
+    ImageSettings, ImageSnapshot, MapRun, RecordedImage, RepairImage, Work, amend_image,
+    create_image, fill_image, measure_image, rename_backing,
 };
 pub use lock::PoolLock;
 pub use metadata::{MetadataSource, MetadataTarget, MetadataUse, TargetOptions};

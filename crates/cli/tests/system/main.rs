@@ -4,6 +4,8 @@
 //! time, so that whoever waits for it gets an error.
 
 #[cfg(test)]
+mod bitmaps;
+#[cfg(test)]
 mod external;
 #[cfg(test)]
 mod full;

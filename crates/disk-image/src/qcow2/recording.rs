@@ -101,6 +101,20 @@ impl Image {
         Ok(())
     }
 
+    /// Checks that nobody records: what is about to change the whole disk is noted in the bitmaps as
+    /// they are stored.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`].
+    pub(super) fn check_unrecorded(&self, what: &str) -> Result<()> {
+        if self.recorded.lock().is_empty() {
+            return Ok(());
+        }
+        let problem = format!("cannot be {what} while its bitmaps are being recorded in");
+        Err(Error::new(ErrorKind::Busy, &*self.source.name, problem)
+            .advise("stop serving it first; the bitmaps follow by themselves then"))
+    }
+
     /// Whether somebody records in the bitmap `name`.
     pub(super) fn is_recorded(&self, name: &str) -> bool {
         self.recorded.lock().contains(name)

@@ -16,6 +16,7 @@ impl Image {
     pub(super) fn resize_disk(&self, size: ByteCount) -> Result<()> {
         self.state()?;
         self.check_running()?;
+        self.check_unrecorded("resized")?;
         self.prepare_tables()?;
         self.check_resize(size)?;
         self.alone(Gate::Closed, || {

@@ -252,6 +252,7 @@ impl Image {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::OutOfSpace`].
     pub fn revert_to_snapshot(&self, name: &str) -> Result<()> {
         self.check_snapshots()?;
+        self.check_unrecorded("reverted")?;
         self.alone(Gate::Closed, || self.go_back(name))
     }
 

@@ -9,7 +9,7 @@ use super::store::{BitmapPart, BitmapStore};
 
 /// Bytes of a bitmap that are made all set together: 1024 bits, so that a disk of 1 TiB at 64 KiB
 /// has 16384 regions of 64 MiB, each of which costs a small write once, shared by all who wait.
-const REGION: u64 = 128;
+const REGION: u64 = 1 << (Recorder::REGION_BITS - 3);
 
 /// A bitmap that records the writes to a disk.
 pub struct Recorder {
@@ -34,6 +34,9 @@ struct Turn {
 }
 
 impl Recorder {
+    /// The bits of a region, as a power of two.
+    pub const REGION_BITS: u8 = 10;
+
     /// A recorder that goes on from `bits`, which `store` holds as they are, or more of them.
     ///
     /// # Errors

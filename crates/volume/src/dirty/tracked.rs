@@ -33,6 +33,11 @@ impl Tracked {
         }
     }
 
+    /// The device itself: what is written to it is not noted.
+    pub fn below(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.below)
+    }
+
     /// Those that record, in the order in which they began.
     pub fn recorders(&self) -> Vec<Arc<Recorder>> {
         self.recorders.load().to_vec()

@@ -240,6 +240,11 @@ impl DiskImage {
         self.top.close()
     }
 
+    /// The topmost image.
+    pub(super) fn opened(&self) -> &Opened {
+        &self.top
+    }
+
     /// The image as qcow2, for what only that format has.
     pub(super) fn qcow2(&self, what: &str) -> Result<&Arc<qcow2::Image>> {
         match &self.top {
