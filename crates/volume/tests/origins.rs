@@ -67,6 +67,7 @@ impl Lab {
             size: Some(ByteCount::new(SIZE)),
             backing: None,
             settings: ImageSettings::default(),
+            secret: None,
         };
         create_image(&path, &create).expect("made");
         let options =
@@ -266,6 +267,7 @@ fn an_origin_names_no_file_that_was_not_allowed() {
         size: None,
         backing: Some((far.join("base.img").display().to_string(), ImageFormat::Raw)),
         settings: ImageSettings::default(),
+        secret: None,
     };
     create_image(&path, &create).expect("made");
     fs::create_dir(lab.path("near")).expect("made");
