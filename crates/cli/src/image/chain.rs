@@ -123,7 +123,7 @@ pub(crate) struct Rebase {
 
     /// The new backing file; with --unsafe as the image is to name it, and '' for none.
     #[arg(short, long, value_name = "FILE")]
-    backing: PathBuf,
+    backing: String,
 
     /// The format of the new backing file.
     #[arg(short = 'F', long, value_name = "FORMAT")]
@@ -203,13 +203,12 @@ impl Rebase {
             return self.rename(output);
         }
         let options = ImageOptions { format: self.backing_format, ..self.access.reading() };
-        let begin = |image: &dyn ImageAccess| image.rebase(&self.backing, &options);
+        let begin = |image: &dyn ImageAccess| image.rebase(Path::new(&self.backing), &options);
         run(&self.path, &self.access, &self.pace, "rebasing", output, begin)
     }
 
     fn rename(&self, output: Output) -> Outcome {
-        let name = self.backing.display().to_string();
-        let backing = match (name.as_str(), self.backing_format) {
+        let backing = match (self.backing.as_str(), self.backing_format) {
             ("", _) => None,
             (name, Some(format)) => Some((name, format)),
             (_, None) => {

@@ -72,9 +72,9 @@ fn scribble(device: &dyn BlockDevice, content: &mut [u8], rng: &mut Rng, format:
             device.zero(range, mode).unwrap();
         } else {
             if rng.chance(1, 8) {
-                part.fill(0)
+                part.fill(0);
             } else {
-                rng.fill(part)
+                rng.fill(part);
             }
             device.write_at(part, range.start).unwrap();
         }
@@ -213,15 +213,12 @@ impl Work for Dying {
     }
 }
 
+/// How a job on a chain is begun.
+type Begin<'b> = dyn Fn(&Arc<DiskImage>, &Chain) -> Result<Box<dyn Work>> + 'b;
+
 /// Begins a job on a chain, perhaps with a client that writes, and kills it after some steps, if
 /// it gets so far. What the disk reads is checked either way.
-fn run(
-    chain: &mut Chain,
-    steps: i64,
-    live: bool,
-    rng: &mut Rng,
-    begin: &dyn Fn(&Arc<DiskImage>, &Chain) -> Result<Box<dyn Work>>,
-) -> bool {
+fn run(chain: &mut Chain, steps: i64, live: bool, rng: &mut Rng, begin: &Begin<'_>) -> bool {
     let image = open(chain.top());
     let work = patiently(|| begin(&image, chain)).unwrap();
     let dying = Dying { work, left: AtomicI64::new(steps) };
@@ -261,13 +258,7 @@ fn run(
 }
 
 /// Kills a job again and again, each time later, until it has ended.
-fn run_to_the_end(
-    chain: &mut Chain,
-    live: bool,
-    rng: &mut Rng,
-    doing: &str,
-    begin: &dyn Fn(&Arc<DiskImage>, &Chain) -> Result<Box<dyn Work>>,
-) {
+fn run_to_the_end(chain: &mut Chain, live: bool, rng: &mut Rng, doing: &str, begin: &Begin<'_>) {
     let mut steps = 0;
     while !run(chain, steps, live, rng, begin) {
         let last = chain.levels.len() - 1;
