@@ -193,10 +193,15 @@ impl Condition {
         }
         state.mode = to;
         let reason = state.halt.as_ref().map(|halt| halt.text.clone());
-        if to == PoolMode::Write {
-            tracing::info!(pool = self.name, from = from.name(), "read-write again");
-        } else {
-            tracing::warn!(pool = self.name, from = from.name(), to = to.name(), ?reason, "mode");
+        // Whoever wants space is told so by an answer of its own (FULL-IS-NOT-BROKEN).
+        let (from_name, to_name) = (from.name(), to.name());
+        match to {
+            PoolMode::Write | PoolMode::OutOfDataSpace | PoolMode::OutOfMetadataSpace => {
+                tracing::info!(pool = self.name, from = from_name, to = to_name, "mode");
+            }
+            _ => {
+                tracing::warn!(pool = self.name, from = from_name, to = to_name, ?reason, "mode");
+            }
         }
         self.events.push(EventKind::Mode { from, to, reason });
     }

@@ -25,9 +25,15 @@ use crate::daemon::{Daemon, ServeOptions};
 use crate::job::JobInfo;
 
 /// Every request that the API knows; the client, the daemon and the document agree on these.
-const ROUTES: [(&str, &str); 35] = [
+const ROUTES: [(&str, &str); 43] = [
+    ("POST", "/v1/collect"),
     ("POST", "/v1/devices/{id}/name"),
     ("GET", "/v1/diff"),
+    ("POST", "/v1/disks"),
+    ("POST", "/v1/disks/added"),
+    ("DELETE", "/v1/disks/{name}"),
+    ("POST", "/v1/disks/{name}/clone"),
+    ("POST", "/v1/disks/{name}/snapshots"),
     ("GET", "/v1/events"),
     ("GET", "/v1/exports"),
     ("GET", "/v1/jobs"),
@@ -37,6 +43,7 @@ const ROUTES: [(&str, &str); 35] = [
     ("POST", "/v1/jobs/{job}/complete"),
     ("POST", "/v1/jobs/{job}/pause"),
     ("POST", "/v1/jobs/{job}/resume"),
+    ("GET", "/v1/nodes"),
     ("GET", "/v1/openapi.json"),
     ("GET", "/v1/pool"),
     ("POST", "/v1/pool/check"),
@@ -47,6 +54,7 @@ const ROUTES: [(&str, &str); 35] = [
     ("PUT", "/v1/pool/settings"),
     ("GET", "/v1/pool/status-line"),
     ("POST", "/v1/pool/trim"),
+    ("POST", "/v1/scan"),
     ("GET", "/v1/version"),
     ("GET", "/v1/volumes"),
     ("POST", "/v1/volumes"),

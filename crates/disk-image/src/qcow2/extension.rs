@@ -37,7 +37,6 @@ const NAMES: &[(FeatureKind, u64, &str)] = &[
     (FeatureKind::Compatible, feature::LAZY_REFCOUNTS, "lazy refcounts"),
     (FeatureKind::Autoclear, feature::BITMAPS, "bitmaps"),
     (FeatureKind::Autoclear, feature::RAW_DATA, "raw external data"),
-    (FeatureKind::Autoclear, feature::LEVELS, "dirty bitmaps in use are kept (Firn)"),
 ];
 
 impl Extensions {
