@@ -61,11 +61,11 @@ impl ServedBitmaps {
         let mut export = Export::new(name, self.recorded.device())?;
         for recorder in self.recorded.recorders() {
             let name = recorder.name().to_owned();
-            export = export.with_context(DirtyContext::new(&name, Bits::Recorded(recorder)));
+            export = export.with_context(DirtyContext::shared(&name, Bits::Recorded(recorder)));
         }
         for (name, bits) in self.recorded.still() {
             let bits = Bits::Still(Arc::clone(bits));
-            export = export.with_context(DirtyContext::new(name, bits));
+            export = export.with_context(DirtyContext::shared(name, bits));
         }
         Ok(export)
     }
@@ -83,7 +83,7 @@ impl ServedBitmaps {
 }
 
 impl DirtyContext {
-    fn new(name: &str, bits: Bits) -> Arc<dyn MetaContext> {
+    fn shared(name: &str, bits: Bits) -> Arc<dyn MetaContext> {
         Arc::new(Self { name: format!("qemu:dirty-bitmap:{name}"), bits })
     }
 }
@@ -132,7 +132,7 @@ mod tests {
         let range = |start, end| ByteRange::between(ByteOffset::new(start), ByteOffset::new(end));
         bits.set(range(1024, 2048));
         bits.set(range(9_999, 10_000));
-        let context = DirtyContext::new("daily", Bits::Still(Arc::new(bits)));
+        let context = DirtyContext::shared("daily", Bits::Still(Arc::new(bits)));
         assert_eq!(context.name(), "qemu:dirty-bitmap:daily");
         let status = |start, end| {
             let mut told = Vec::new();

@@ -101,8 +101,8 @@ impl Image {
         Ok(())
     }
 
-    /// Checks that nobody records: what is about to change the whole disk is noted in the bitmaps as
-    /// they are stored.
+    /// Checks that nobody records: what is about to change the whole disk is noted in the bitmaps
+    /// as they are stored.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`].

@@ -38,8 +38,8 @@ impl BitmapStore for ImageStore {
 }
 
 impl RecordedImage {
-    /// Begins to record in every bitmap of `image` that is to record and can be believed; in none of
-    /// an image that is open for reading only. An image of another format than qcow2 has none.
+    /// Begins to record in every bitmap of `image` that is to record and can be believed; in none
+    /// of an image that is open for reading only. An image of another format than qcow2 has none.
     ///
     /// # Errors
     /// [`block_types::ErrorKind::Corrupt`] for bitmaps that cannot be read.
