@@ -57,7 +57,7 @@ fn reports_have_their_fields() {
     let snapshot = &lab.json("snapshot list lab/db")[0];
     let mut found = fields(snapshot);
     found.sort_unstable();
-    assert_eq!(found, ["created", "id", "mapped", "name", "size", "volume"]);
+    assert_eq!(found, ["created", "id", "mapped", "name", "origin", "size", "volume"]);
     assert_eq!(snapshot["volume"], "db");
 
     let check = lab.json("pool check lab");

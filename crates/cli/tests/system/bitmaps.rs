@@ -70,10 +70,14 @@ fn dirty(lab: &Lab, server: &[&str]) -> BTreeSet<u64> {
     .collect()
 }
 
-/// What QEMU reads of the bitmap, which it has to believe.
+/// What QEMU reads of the bitmap, which it has to believe. A server that was killed may leave leaks
+/// in the image, and nothing worse.
 #[track_caller]
-fn dirty_to_qemu(lab: &Lab) -> BTreeSet<u64> {
-    peer("qemu-img").args(["check", "-q", "disk.qcow2"]).in_folder(lab.folder()).ok();
+fn dirty_to_qemu(lab: &Lab, killed: bool) -> BTreeSet<u64> {
+    let checked =
+        peer("qemu-img").args(["check", "-q", "disk.qcow2"]).in_folder(lab.folder()).run();
+    let leaks_only = checked.code() == Some(3) && killed;
+    assert!(checked.code() == Some(0) || leaks_only, "{checked}");
     dirty(lab, &["[", "qemu-nbd", "-r", "-f", "qcow2", "-B", "daily", "disk.qcow2", "]"])
 }
 
@@ -89,14 +93,14 @@ fn clients_and_qemu_see_what_was_written() {
     assert_eq!(dirty(&lab, &[&uri(&lab)]), BTreeSet::from(written));
     drop(client);
     assert!(server.stop().success());
-    assert_eq!(dirty_to_qemu(&lab), BTreeSet::from(written));
+    assert_eq!(dirty_to_qemu(&lab, false), BTreeSet::from(written));
     // One that does not record is shown as it is, and a reading server shows both.
     qemu(&lab, "bitmap --disable disk.qcow2 daily");
     let server = serve(&lab);
     connect(&lab).write_at(&[1; 512], ByteOffset::new(3 * GRANULE)).unwrap();
     assert_eq!(dirty(&lab, &[&uri(&lab)]), BTreeSet::from(written));
     assert!(server.stop().success());
-    assert_eq!(dirty_to_qemu(&lab), BTreeSet::from(written));
+    assert_eq!(dirty_to_qemu(&lab, false), BTreeSet::from(written));
 }
 
 #[test]
@@ -134,7 +138,7 @@ fn a_killed_server_never_reports_too_little() {
         // The next server that writes makes it an ordinary bitmap again.
         if round % 8 == 0 {
             assert!(serve(&lab).stop().success());
-            let found = dirty_to_qemu(&lab);
+            let found = dirty_to_qemu(&lab, true);
             let missed: Vec<_> = answered.difference(&found).collect();
             assert!(missed.is_empty(), "round {round}: {missed:?} were written");
             let regions: BTreeSet<_> = begun.iter().map(|at| at * GRANULE / REGION).collect();
