@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block_io::{BlockDevice, FaultCalls, FaultPlan, FaultyDevice, MemoryDevice};
-use block_types::ErrorKind;
+use block_types::{ByteCount, ErrorKind};
 use dm_thin::{OpenOptions, Pool, ThinVolume};
 use testkit::rng::Rng;
 
 use super::{check, get, open, put, send, volume};
-use crate::common::formatted;
+use crate::common::{BLOCK, formatted};
 
 const WRITERS: u32 = 3;
 const BLOCKS: u64 = 32;
@@ -78,6 +78,8 @@ fn aborting_during_io() {
         check(&metadata);
 
         let pool = open(metadata.clone(), data);
+        // The more snapshots were taken, the less space they left.
+        pool.grow_data(ByteCount::new(1000 * BLOCK)).expect("grown");
         for (device, known) in (0..).zip(&known) {
             let thin = volume(&pool, device, BLOCKS);
             for (block, (&flushed, &tried)) in known.flushed.iter().zip(&known.tried).enumerate() {
