@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use block_io::{BlockDevice, CacheMode, HostFile};
 use block_types::{ByteCount, ByteOffset, crc32c};
-use disk_image::vhd::{self, BlockSize, CreateOptions, DiskId, Timestamp, VhdImage};
+use disk_image::vhd::{
+    self, BlockSize, Content, CreateOptions, DiskId, ParentLink, Timestamp, VhdImage,
+};
 use jobs::Monitor;
 use repository::{CollectOptions, OpenOptions, Point, Probe, Repository};
 use rustix::process::{Signal, getpid, kill_process};
@@ -137,6 +139,21 @@ fn outside(path: &Path, number: u8) {
     image.close().unwrap();
 }
 
+/// A VHD that holds nothing by itself and stands on another beside it.
+fn outside_over(path: &Path, number: u8, parent: u8, beside: &str) {
+    let file = HostFile::create(path, ByteCount::ZERO, CacheMode::Cached).unwrap();
+    let id = DiskId::new([number; 16]);
+    let link = ParentLink {
+        id: Some(DiskId::new([parent; 16])),
+        modified: Timestamp::new(0),
+        path: beside.to_owned(),
+    };
+    let block_size = BlockSize::new(ByteCount::new(16 << 10)).unwrap();
+    let options = CreateOptions::new(ByteCount::new(SIZE), id, Timestamp::new(0));
+    let content = Content::Differencing(link);
+    vhd::create(&file, &CreateOptions { block_size, content, ..options }).unwrap();
+}
+
 /// Does everything that a repository can do, so that every point is reached.
 fn everything(dir: &Path, probe: Probe) {
     let path = dir.join("sr");
@@ -172,6 +189,19 @@ fn everything(dir: &Path, probe: Probe) {
     outside(&path.join("foreign.vhd"), 78);
     work.repository.scan().expect("scanned");
     work.ledger.write(&[]);
+    // A chain that others made: a disk that is deleted under another one is hidden.
+    work.ledger.hashes.extend(["below", "above"].map(|disk| {
+        let mut bytes = vec![0; SIZE as usize];
+        bytes[..3 << 20].fill(79);
+        (disk.to_owned(), crc32c(&bytes))
+    }));
+    work.ledger.write(&["below", "above"]);
+    outside(&path.join("below.vhd"), 79);
+    outside_over(&path.join("above.vhd"), 80, 79, "below.vhd");
+    work.repository.scan().expect("scanned");
+    work.ledger.write(&[]);
+    work.delete("below");
+    work.collect();
     // A live leaf is merged down: little over much.
     work.snapshot("db", "a");
     work.write("db", 1 << 20, 8192);
