@@ -1,5 +1,5 @@
 //! Options of an image that is there: the version of the format, postponed reference counts, the
-//! width of counts, the name of the backing file.
+//! width of counts.
 //!
 //! Each is one write of the header's first sector, everything else is written before where nothing
 //! is; so a crash leaves the image as it was or as it is to be, and sound between two steps.
